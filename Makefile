@@ -1,0 +1,52 @@
+# Slipway. `make demo` and `make test` each do all the set-up on a fresh machine.
+PYTHON ?= $(shell command -v python3.11 || command -v python3.12 || command -v python3)
+VENV := .venv
+BIN := $(VENV)/bin
+INSTALLED := $(VENV)/.installed
+CRDS := charts/slipway/templates/crds
+BENCHMARKS ?= apiserver kube_runtime control_plane data_preparation training_overhead start_up
+
+.PHONY: help setup demo test lint format bench crds constraints clean
+.DEFAULT_GOAL := help
+
+help:  ## List the targets
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
+
+setup: $(INSTALLED)  ## Make .venv and install everything, at the pinned versions
+
+# torch goes first, alone and pinned: pip then takes a CPU build where it is set up to find one.
+$(INSTALLED): pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt torch
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
+	@touch $@
+
+demo: setup  ## Train a small language model on the Python standard library, through the whole system
+	$(BIN)/python examples/demo.py
+
+test: setup  ## All tests
+	$(BIN)/python -m pytest
+
+lint: setup  ## Formatting, lint, types, import rules, generated files
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	$(BIN)/python -m slipway_api crds $(CRDS) --check
+
+format: setup  ## Let ruff format and mend what it can
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+bench: setup  ## Every benchmark, each printing its table
+	@for name in $(BENCHMARKS); do echo "== $$name"; $(BIN)/python benchmarks/$$name.py || exit 1; done
+
+crds: setup  ## Write the CRDs that the chart ships
+	$(BIN)/python -m slipway_api crds $(CRDS)
+
+constraints: setup  ## Pin what is installed now
+	(echo "# Versions that install together and pass 'pip check' (Python 3.11, Linux). Regenerate: make constraints"; \
+	 $(BIN)/python -m pip freeze --exclude-editable) > constraints.txt
+
+clean:  ## Remove the environment and caches
+	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis

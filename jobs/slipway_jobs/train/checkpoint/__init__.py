@@ -1,0 +1,1 @@
+"""Checkpoints: written next to training, visible only when complete, believed only when every byte checks out."""

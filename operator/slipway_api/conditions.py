@@ -1,0 +1,108 @@
+"""Conditions: the only state that programs read (https://github.com/kubernetes/community/blob/master/contributors/devel/sig-architecture/api-conventions.md).
+
+Types and reasons are constants here, so that a test can list them and a user can search for them.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import Field
+
+from slipway_api.base import ApiModel, Timestamp
+
+Status = Literal["True", "False", "Unknown"]
+
+# Types. A TrainJob ends when Succeeded or Failed is True.
+PLANNED = "Planned"
+SUSPENDED = "Suspended"
+RUNNING = "Running"
+SUCCEEDED = "Succeeded"
+FAILED = "Failed"
+
+# Reasons of Planned.
+FITS = "Fits"
+DOES_NOT_FIT = "DoesNotFit"
+MODEL_NOT_READY = "ModelNotReady"
+
+# Reasons of Suspended.
+SUSPENDED_BY_USER = "SuspendedByUser"
+NOT_SUSPENDED = "NotSuspended"
+
+# Reasons of Running.
+WAITING_FOR_RESOURCES = "WaitingForResources"
+WAITING_FOR_RAY_OPERATOR = "WaitingForRayOperator"
+STARTING = "Starting"
+PREPARING_DATA = "PreparingData"
+TRAINING = "Training"
+SAVING_MODEL = "SavingModel"
+BACKING_OFF = "BackingOff"
+NOT_STARTED = "NotStarted"
+FINISHED = "Finished"
+
+# Reasons of Succeeded and Failed.
+MODEL_SAVED = "ModelSaved"
+IN_PROGRESS = "InProgress"
+USER_ERROR = "UserError"
+RETRIES_EXHAUSTED = "RetriesExhausted"
+DEADLINE_EXCEEDED = "DeadlineExceeded"
+REJECTED = "Rejected"
+NAME_TAKEN = "NameTaken"
+NOT_FAILED = "NotFailed"
+
+
+class Condition(ApiModel):
+    """One condition, shaped as metav1.Condition."""
+
+    type: str = Field(max_length=316, description="What the condition is about, in CamelCase.")
+    status: Status = Field(description="True, False or Unknown.")
+    observed_generation: int = Field(
+        default=0, ge=0, description="The metadata.generation that this condition was set for."
+    )
+    last_transition_time: Timestamp = Field(description="When the status last changed.")
+    reason: str = Field(
+        min_length=1,
+        max_length=1024,
+        pattern=r"^[A-Za-z]([A-Za-z0-9_,:]*[A-Za-z0-9_])?$",
+        description="Why, as one CamelCase word that programs may compare.",
+    )
+    message: str = Field(max_length=32768, description="Why, for people: what happened and what to do.")
+
+
+def find_condition(conditions: list[dict[str, Any]], type_: str) -> dict[str, Any] | None:
+    """The condition of that type among raw condition objects, or None."""
+    return next((c for c in conditions if c.get("type") == type_), None)
+
+
+def is_true(conditions: list[dict[str, Any]], type_: str) -> bool:
+    """Whether the condition of that type is present and True."""
+    condition = find_condition(conditions, type_)
+    return condition is not None and condition.get("status") == "True"
+
+
+def set_condition(
+    conditions: list[dict[str, Any]],
+    type_: str,
+    status: Status,
+    reason: str,
+    message: str,
+    *,
+    generation: int,
+    now: str,
+) -> list[dict[str, Any]]:
+    """A new list with this condition set in place; the transition time moves only when the status does.
+
+    Pure: `conditions` is left as it is. `now` is RFC 3339.
+    """
+    previous = find_condition(conditions, type_)
+    condition = {
+        "type": type_,
+        "status": status,
+        "observedGeneration": generation,
+        "lastTransitionTime": previous["lastTransitionTime"] if previous and previous["status"] == status else now,
+        "reason": reason,
+        "message": message[:32768],
+    }
+    if previous is None:
+        return [*conditions, condition]
+    return [condition if c.get("type") == type_ else c for c in conditions]

@@ -1,0 +1,133 @@
+"""The run contract: what the operator tells a run, and what the run tells the operator.
+
+Down: one JSON document, `RunSpec`, in the environment variable SLIPWAY_RUN of the head container. It holds no secret.
+Up: `Report`, POSTed to `report.url` with the run's own bearer token (read from `report.tokenFile`). A report is the
+whole state as the run knows it, not a change, so a lost one costs nothing and the newest one wins; only the last one,
+the one with `end`, must arrive. A run that cannot deliver it ends with an exit code that says the same, coarsely.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+from enum import IntEnum, StrEnum
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from slipway_api.base import ApiModel, LongText, ShortText, Timestamp
+from slipway_api.references import TrainingModel
+from slipway_api.trainjob import (
+    Checkpointing,
+    CheckpointStatus,
+    Data,
+    PlanStatus,
+    Progress,
+    SkippedCheckpoint,
+    Strategy,
+    Tokenizer,
+    TrainedModel,
+    Training,
+    Workers,
+)
+
+RUN_ENV = "SLIPWAY_RUN"
+REPORT_PATH = "/v1/runs"  # POST {url}/v1/runs/{namespace}/{name}/{uid}/{attempt}
+
+
+class Outcome(StrEnum):
+    """How a run ended."""
+
+    SUCCEEDED = "Succeeded"
+    USER_ERROR = "UserError"
+    OUT_OF_MEMORY = "OutOfMemory"
+    INFRASTRUCTURE = "Infrastructure"
+    PREEMPTED = "Preempted"
+
+
+class ExitCode(IntEnum):
+    """The driver's exit code (sysexits.h where it has a word for it)."""
+
+    SUCCEEDED = 0
+    OUT_OF_MEMORY = 71  # EX_OSERR
+    INFRASTRUCTURE = 75  # EX_TEMPFAIL
+    USER_ERROR = 78  # EX_CONFIG
+    PREEMPTED = 143  # 128 + SIGTERM
+
+    @classmethod
+    def of(cls, outcome: Outcome) -> ExitCode:
+        """The exit code that stands for an outcome."""
+        return cls[outcome.name]
+
+    @classmethod
+    def outcome(cls, code: int) -> Outcome:
+        """What an exit code says. Any that is not ours (a crash, a signal) is infrastructure."""
+        try:
+            return Outcome[cls(code).name]
+        except ValueError:
+            return Outcome.INFRASTRUCTURE
+
+
+class ReportTarget(ApiModel):
+    """Where a run reports to."""
+
+    url: str = Field(max_length=1024, description="Base URL of the operator's report endpoint.")
+    token_file: str = Field(max_length=1024, description="File that holds the bearer token.")
+    ca_file: str | None = Field(default=None, max_length=1024, description="CA bundle of an https url.")
+    interval_seconds: int = Field(default=2, ge=1, le=3600, description="Seconds between progress reports.")
+
+
+class RunSpec(ApiModel):
+    """Everything that a training run needs to know."""
+
+    version: Literal[1] = 1
+    namespace: ShortText
+    name: ShortText
+    uid: ShortText
+    attempt: int = Field(ge=1)
+    storage: LongText = Field(description="Prefix of what this job stores: checkpoints/, model/, logs/, metrics/.")
+    cache: LongText = Field(description="Prefix of what jobs of the namespace share: token shards by digest.")
+    model: TrainingModel
+    tokenizer: Tokenizer | None = None
+    data: Data
+    training: Training
+    strategy: Strategy
+    workers: Workers
+    checkpoint: Checkpointing
+    report: ReportTarget | None = Field(default=None, description="None: the run reports to nobody (torchrun).")
+
+
+class RunEnd(ApiModel):
+    """The last word of a run."""
+
+    outcome: Outcome
+    reason: Annotated[str, Field(max_length=128, pattern=r"^[A-Za-z][A-Za-z0-9]*$")] = Field(
+        description="CamelCase word, e.g. ModelSaved, DataNotFound, NoSafetensors, LossNotFinite."
+    )
+    message: LongText = Field(description="What happened, where, and what to do.")
+    model: TrainedModel | None = None
+
+
+class Report(ApiModel):
+    """The whole state of a run, as it knows it."""
+
+    version: Literal[1] = 1
+    sequence: int = Field(ge=0, description="Grows with each report of the attempt; an older one is ignored.")
+    time: Timestamp
+    stage: Literal["Starting", "PreparingData", "Training", "SavingModel", "Ended"]
+    plan: PlanStatus | None = None
+    progress: Progress | None = None
+    checkpoint: CheckpointStatus | None = None
+    skipped_checkpoints: list[SkippedCheckpoint] = Field(default_factory=list, max_length=20)
+    resumed_from_step: int | None = Field(default=None, ge=0)
+    end: RunEnd | None = None
+
+
+def run_id(uid: str, attempt: int) -> str:
+    """The identity that a report token is bound to."""
+    return f"{uid}/{attempt}"
+
+
+def report_token(key: bytes, uid: str, attempt: int) -> str:
+    """The bearer token of one attempt: HMAC-SHA256 of its identity under the operator's key, hexadecimal."""
+    return hmac.new(key, run_id(uid, attempt).encode(), hashlib.sha256).hexdigest()

@@ -1,0 +1,1 @@
+"""One module for each command. Each has `run(arguments, environment)`, which returns the exit status."""

@@ -1,0 +1,96 @@
+"""The operator's configuration: one YAML file, read once at start-up and refused as a whole when a key is unknown.
+
+Environment variables carry identity only (POD_NAME, POD_NAMESPACE); secrets come from files.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import yaml
+from pydantic import Field, ValidationError
+
+from slipway_api.base import ApiModel, Name, Quantity
+
+
+class ConfigError(Exception):
+    """The configuration file cannot be used; the message names the file and the field."""
+
+
+class StorageConfig(ApiModel):
+    """Where runs keep what they make."""
+
+    uri: str = Field(min_length=1, description="Prefix under which every namespace has its own folder (fsspec URI).")
+
+
+class ReportsConfig(ApiModel):
+    """The endpoint that runs report to."""
+
+    listen: str = Field(description="host:port that the operator binds.")
+    url: str = Field(description="Base URL under which runs reach it.")
+    key_file: Path = Field(description="File with the key that run tokens are derived from (any bytes).")
+    interval_seconds: int = Field(default=2, ge=1, le=3600, description="Seconds between a run's progress reports.")
+    ca_file: str | None = Field(default=None, description="CA bundle, as runs see it, of an https url.")
+
+
+class MetricsConfig(ApiModel):
+    """The endpoint of /metrics, /healthz and /readyz."""
+
+    listen: str = Field(default="0.0.0.0:8080", description="host:port that the operator binds.")
+
+
+class PoolConfig(ApiModel):
+    """Nodes of one kind that runs may be placed on; what the plan counts with."""
+
+    name: Name
+    nodes: int = Field(ge=1, le=100_000, description="Nodes in the pool, at its largest.")
+    cpus: int = Field(ge=1, description="CPUs of one node that runs may use.")
+    memory: Quantity = Field(description="Memory of one node that runs may use.")
+    gpus: int = Field(default=0, ge=0, description="GPUs of one node.")
+
+
+class LeaderElectionConfig(ApiModel):
+    """One active replica at a time, by a Lease."""
+
+    enabled: bool = True
+    namespace: Name = "slipway-system"
+    name: Name = "slipway-operator"
+
+
+class RayConfig(ApiModel):
+    """What rendered Ray clusters run."""
+
+    image: str = Field(
+        default="slipway/jobs:0.1.0", min_length=1, max_length=512, description="Image of head and workers."
+    )
+    version: str = Field(default="2.60.0", pattern=r"^\d+\.\d+\.\d+$", description="Ray version inside the image.")
+
+
+class OperatorConfig(ApiModel):
+    """Everything that the operator is told at start-up."""
+
+    storage: StorageConfig
+    reports: ReportsConfig
+    metrics: MetricsConfig = Field(default_factory=MetricsConfig)
+    pools: Annotated[list[PoolConfig], Field(max_length=256)] = Field(
+        default_factory=list, description="Empty: the plan does not count nodes."
+    )
+    leader_election: LeaderElectionConfig = Field(default_factory=LeaderElectionConfig)
+    ray: RayConfig = Field(default_factory=RayConfig)
+    namespace: Name | None = Field(default=None, description="Watch this namespace only. Default: all.")
+    workers: int = Field(default=4, ge=1, le=64, description="TrainJobs reconciled at the same time.")
+
+
+def load(path: Path) -> OperatorConfig:
+    """Read the file. Raises ConfigError naming the file and every wrong field."""
+    try:
+        document = yaml.safe_load(path.read_text())
+        return OperatorConfig.model_validate(document)
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot be read: {error.strerror}") from error
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{path}: not YAML: {error}") from error
+    except ValidationError as error:
+        wrong = "; ".join(f"{'.'.join(map(str, e['loc'])) or 'document'}: {e['msg']}" for e in error.errors())
+        raise ConfigError(f"{path}: {wrong}") from error

@@ -1,0 +1,1 @@
+"""The TrainJob controller: decide (pure) and do (I/O) apart. Start reading in decide.py."""

@@ -1,0 +1,159 @@
+"""Does what decide.py decided: applies, deletes, writes status once and only if it changed, records events.
+
+Nothing is decided here. Every write names what it expects (UID, resourceVersion), so that a stale cache costs a
+retry and never a wrong delete or a lost record.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from typing import Any
+
+from slipway_operator.controllers.trainjob.decide import Decision, Observed, Settings, decide
+from slipway_operator.kube.client import Client
+from slipway_operator.kube.errors import NotFound
+from slipway_operator.kube.events import EventRecorder
+from slipway_operator.kube.expectations import Expectations
+from slipway_operator.kube.outcomes import Done, Outcome, RequeueAfter
+from slipway_operator.kube.resource import RAYJOBS, SECRETS, TRAINJOBS, Key, Resource, controller_of, key_of, uid_of
+from slipway_operator.kube.store import Store
+from slipway_operator.kuberay import attempt_name
+from slipway_operator.reports import ReportStore
+
+FIELD_MANAGER = "slipway-operator"
+OWNER_INDEX = "owner"
+BASE_MODEL_INDEX = "baseModel"
+
+log = logging.getLogger(__name__)
+
+
+def by_owner(obj: dict[str, Any]) -> list[str]:
+    """Index of children: the UID of their controller."""
+    owner = controller_of(obj)
+    return [owner["uid"]] if owner else []
+
+
+def by_base_model(job: dict[str, Any]) -> list[str]:
+    """Index of TrainJobs: namespace/name of the TrainJob that spec.model.trainJob names."""
+    reference = job.get("spec", {}).get("model", {}).get("trainJob")
+    return [f"{job['metadata']['namespace']}/{reference['name']}"] if reference else []
+
+
+@dataclass(frozen=True)
+class Caches:
+    """What the controller reads."""
+
+    train_jobs: Store
+    ray_jobs: Store
+    ray_jobs_missing: Callable[[], bool]
+
+
+class TrainJobReconciler:
+    """Brings one TrainJob a step closer to what it says."""
+
+    def __init__(
+        self,
+        client: Client,
+        caches: Caches,
+        reports: ReportStore,
+        recorder: EventRecorder,
+        expectations: Expectations,
+        settings: Settings,
+        *,
+        clock: Callable[[], datetime] = lambda: datetime.now(UTC),
+    ) -> None:
+        self._client = client
+        self._caches = caches
+        self._reports = reports
+        self._recorder = recorder
+        self._expectations = expectations
+        self._settings = settings
+        self._clock = clock
+
+    async def reconcile(self, key: Key) -> Outcome:
+        """Observe, decide, do."""
+        job = self._caches.train_jobs.get(key)
+        if job is None:
+            self._expectations.forget(key)
+            return Done()
+        await self._acknowledge(job)
+        decision = decide(self._observe(job), self._settings, self._clock())
+        for child in decision.apply:
+            await self._apply(key, child)
+        for child in decision.delete:
+            await self._delete(key, child)
+        await self._write_status(key, job, decision)
+        for event in decision.events:
+            self._recorder.event(job, event.type, event.reason, event.message)
+        if decision.delete_job:
+            await self._delete(key, job)
+        return RequeueAfter(decision.requeue_after) if decision.requeue_after is not None else Done()
+
+    def _observe(self, job: dict[str, Any]) -> Observed:
+        uid, metadata = uid_of(job), job["metadata"]
+        attempt, report = self._reports.latest(uid)
+        observed = Observed(
+            job=job,
+            ray_jobs=self._caches.ray_jobs.by_index(OWNER_INDEX, uid),
+            report=report,
+            report_attempt=attempt,
+            ray_operator_missing=self._caches.ray_jobs_missing(),
+        )
+        records = (job.get("status") or {}).get("attempts", [])
+        next_name = attempt_name(metadata["name"], (records[-1]["number"] if records else 0) + 1)
+        candidate = self._caches.ray_jobs.get(Key(metadata["namespace"], next_name))
+        if candidate is not None and uid not in by_owner(candidate):
+            observed = replace(observed, foreign_ray_job=candidate)
+        reference = job["spec"]["model"].get("trainJob")
+        if reference:
+            base = self._caches.train_jobs.get(Key(metadata["namespace"], reference["name"]))
+            observed = replace(observed, base_job=base)
+        return observed
+
+    async def _acknowledge(self, job: dict[str, Any]) -> None:
+        """What the stored status says of ends is durable: tell the runs that wait to hear it."""
+        ended = [r["number"] for r in (job.get("status") or {}).get("attempts", []) if r.get("outcome")]
+        if ended:
+            await self._reports.mark_ended(uid_of(job), ended[-1])
+
+    async def _apply(self, key: Key, child: dict[str, Any]) -> None:
+        resource = _resource(child)
+        written = await self._client.apply(resource, child, field_manager=FIELD_MANAGER)
+        if resource is not SECRETS:  # they are not cached: there is nothing to wait for
+            self._expectations.wrote(key, resource, written)
+
+    async def _delete(self, key: Key, obj: dict[str, Any]) -> None:
+        resource = _resource(obj)
+        namespace, name = key_of(obj)
+        try:
+            await self._client.delete(resource, namespace, name, uid=uid_of(obj) or None)
+        except NotFound:
+            return
+        if resource is not SECRETS:
+            self._expectations.deleted(key, resource, obj)
+
+    async def _write_status(self, key: Key, job: dict[str, Any], decision: Decision) -> None:
+        if decision.status == job.get("status"):
+            return
+        metadata = job["metadata"]
+        body = {
+            "metadata": {
+                "name": metadata["name"],
+                "namespace": metadata["namespace"],
+                "uid": metadata["uid"],
+                # With a version, apply refuses to overwrite what this cache has not seen: 409, and a fresh look.
+                "resourceVersion": metadata["resourceVersion"],
+            },
+            "status": decision.status,
+        }
+        written = await self._client.apply_status(TRAINJOBS, body, field_manager=FIELD_MANAGER)
+        self._expectations.wrote(key, TRAINJOBS, written)
+        if decision.ended_attempt is not None:
+            await self._reports.mark_ended(metadata["uid"], decision.ended_attempt)
+
+
+def _resource(obj: dict[str, Any]) -> Resource:
+    return {"RayJob": RAYJOBS, "Secret": SECRETS, "TrainJob": TRAINJOBS}[obj["kind"]]

@@ -1,0 +1,399 @@
+"""Decides what a TrainJob needs next: (job, observed children, reports, now) -> children, conditions, requeue. Pure.
+
+The job's history is `status.attempts`. One attempt is one RayJob, `<name>-<number>`; at most one is alive:
+
+    no attempt alive -> [suspended? planned? retries left? backed off?] -> create the next
+    attempt alive    -> [ended? deadline? suspend?] -> record its end -> (next reconcile) delete its RayJob
+
+An end is written to status before the RayJob is deleted, and a RayJob is created before its attempt is written: a
+crash between the two leaves either a recorded end whose RayJob is deleted next time, or a RayJob that is adopted by
+its number. Nothing is ever created while an older RayJob of the job still exists.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
+from typing import Any, Literal
+
+from slipway_api import conditions as c
+from slipway_api.run import Report, ReportTarget, RunSpec, report_token
+from slipway_api.trainjob import TrainJobSpec
+from slipway_operator import kuberay
+from slipway_operator.config import OperatorConfig
+from slipway_operator.controllers.trainjob.attempts import (
+    End,
+    backoff,
+    counted_failures,
+    end_of_attempt,
+    format_time,
+    parse_time,
+    replan_after_out_of_memory,
+)
+from slipway_operator.controllers.trainjob.status import StatusDraft, describe_waiting
+from slipway_operator.planner.fit import fit
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What a decision needs from the operator's configuration."""
+
+    config: OperatorConfig
+    report_key: bytes
+
+
+@dataclass(frozen=True)
+class Observed:
+    """The world as the caches show it."""
+
+    job: dict[str, Any]
+    ray_jobs: Sequence[dict[str, Any]]  # controlled by this job's UID
+    report: Report | None = None  # of the attempt `report_attempt`
+    report_attempt: int = 0
+    base_job: dict[str, Any] | None = None  # the TrainJob that spec.model.trainJob names
+    ray_operator_missing: bool = False
+    foreign_ray_job: dict[str, Any] | None = None  # bears our next name, but is not ours
+
+
+@dataclass(frozen=True)
+class EventNote:
+    """A Kubernetes Event to record about the job."""
+
+    type: Literal["Normal", "Warning"]
+    reason: str
+    message: str
+
+
+@dataclass(frozen=True)
+class Decision:
+    """What is to be done. Order: apply, delete, one status write, events, requeue."""
+
+    status: dict[str, Any]
+    apply: Sequence[dict[str, Any]] = ()
+    delete: Sequence[dict[str, Any]] = ()
+    delete_job: bool = False
+    events: Sequence[EventNote] = ()
+    requeue_after: float | None = None
+    ended_attempt: int | None = None  # its end is in `status`; the run may be told so
+
+
+@dataclass
+class _Plan:
+    """The mutable draft that the ladder fills."""
+
+    draft: StatusDraft
+    apply: list[dict[str, Any]] = field(default_factory=list)
+    delete: list[dict[str, Any]] = field(default_factory=list)
+    events: list[EventNote] = field(default_factory=list)
+    requeue_after: float | None = None
+    delete_job: bool = False
+
+    def requeue(self, seconds: float) -> None:
+        """Come back after that long, or earlier if something else already asked for it."""
+        seconds = max(0.1, seconds)
+        self.requeue_after = seconds if self.requeue_after is None else min(self.requeue_after, seconds)
+
+
+def decide(observed: Observed, settings: Settings, now: datetime) -> Decision:
+    """What this TrainJob needs now."""
+    plan = _Plan(StatusDraft.of(observed.job, now))
+    if not observed.job["metadata"].get("deletionTimestamp"):  # else its children are collected through their owner
+        _ladder(observed, settings, now, plan)
+    status = plan.draft.finish()
+    return Decision(
+        status=status,
+        apply=plan.apply,
+        delete=plan.delete,
+        delete_job=plan.delete_job,
+        events=plan.events,
+        requeue_after=plan.requeue_after,
+        ended_attempt=plan.draft.last_ended_attempt(),
+    )
+
+
+def _ladder(observed: Observed, settings: Settings, now: datetime, plan: _Plan) -> None:
+    draft = plan.draft
+    spec = TrainJobSpec.model_validate(observed.job["spec"])
+    _adopt(observed, draft)
+    _delete_ended(observed, plan)
+    if draft.finished():
+        return _expire(spec, now, plan)
+    if draft.current_attempt() is not None:
+        _follow(observed, spec, settings, now, plan)
+    if draft.finished() or draft.current_attempt() is not None:
+        return None
+    if _past_deadline(spec, draft, now, plan):
+        return _fail(plan, c.DEADLINE_EXCEEDED, _deadline_message(spec))
+    if spec.suspend:
+        return _suspended(observed, draft)
+    draft.set(c.SUSPENDED, "False", c.NOT_SUSPENDED, "spec.suspend is false")
+    runnable = _plan(observed, spec, settings, draft, plan)
+    if runnable is None or not _may_start(observed, runnable, now, plan):
+        return None
+    return _start(observed, runnable, settings, plan)
+
+
+# --- the rungs ----------------------------------------------------------------------------------------------------
+
+
+def _adopt(observed: Observed, draft: StatusDraft) -> None:
+    """A RayJob without a record: the operator died between creating it and writing the record."""
+    for ray_job in sorted(observed.ray_jobs, key=_number):
+        if _number(ray_job) > draft.last_number():
+            draft.begin_attempt(_number(ray_job), ray_job["metadata"]["creationTimestamp"], ray_job["metadata"]["name"])
+
+
+def _delete_ended(observed: Observed, plan: _Plan) -> None:
+    """RayJobs whose attempt has a *stored* end, each with its Secret. What this reconcile ends is deleted by the next.
+
+    Secrets are not observed (the operator may not list them): a finished job's last one, good for nothing any more,
+    stays with its RayJob, and any that a crash left behind goes with the TrainJob that owns it.
+    """
+    ended = {r["number"] for r in (observed.job.get("status") or {}).get("attempts", []) if r.get("outcome")}
+    keep_last = plan.draft.finished() and not plan.draft.stopped_by_us()
+    for ray_job in observed.ray_jobs:
+        number = _number(ray_job)
+        if number not in ended or ray_job["metadata"].get("deletionTimestamp"):
+            continue
+        if keep_last and number == plan.draft.last_number():
+            continue  # a finished job keeps its last RayJob for whoever looks; its cluster is shut down already
+        plan.delete += [ray_job, kuberay.token_secret(observed.job, number, token="")]
+
+
+def _expire(spec: TrainJobSpec, now: datetime, plan: _Plan) -> None:
+    completion = plan.draft.value("completionTime")
+    if spec.ttl_seconds_after_finished is None or completion is None:
+        return
+    due = parse_time(completion) + timedelta(seconds=spec.ttl_seconds_after_finished)
+    if now >= due:
+        plan.delete_job = True
+    else:
+        plan.requeue((due - now).total_seconds())
+
+
+def _follow(observed: Observed, spec: TrainJobSpec, settings: Settings, now: datetime, plan: _Plan) -> None:
+    """An attempt is alive: fold in what it says, and end it when it ended or must end."""
+    draft = plan.draft
+    number = draft.current_attempt()
+    assert number is not None
+    report = observed.report if observed.report_attempt == number else None
+    ray_job = next((r for r in observed.ray_jobs if _number(r) == number), None)
+    if report is not None:
+        draft.fold_report(report)
+    end = end_of_attempt(ray_job, report)
+    if end is None and _past_deadline(spec, draft, now, plan):
+        end = End("DeadlineExceeded", c.DEADLINE_EXCEEDED, _deadline_message(spec))
+    if end is None and spec.suspend:
+        end = End("Suspended", c.SUSPENDED_BY_USER, "stopped because spec.suspend is true")
+    if end is None:
+        assert ray_job is not None
+        reason, message = describe_waiting(ray_job, report, observed.ray_operator_missing)
+        draft.set(c.RUNNING, "True" if reason in _REALLY_RUNNING else "False", reason, message)
+        return
+    _record_end(draft, number, end, spec, now, plan)
+
+
+_REALLY_RUNNING = frozenset({c.STARTING, c.PREPARING_DATA, c.TRAINING, c.SAVING_MODEL})
+
+
+def _record_end(draft: StatusDraft, number: int, end: End, spec: TrainJobSpec, now: datetime, plan: _Plan) -> None:
+    draft.end_attempt(number, end.outcome, end.message, spec)
+    if end.outcome == "Succeeded":
+        assert end.model is not None
+        draft.succeed(end.model, end.reason, end.message)
+        plan.events.append(EventNote("Normal", c.SUCCEEDED, f"attempt {number}: {end.message}"))
+        return None
+    if end.outcome in ("UserError", "DeadlineExceeded"):
+        return _fail(plan, end.reason, end.message)
+    warning = end.outcome not in ("Suspended", "Preempted")
+    plan.events.append(
+        EventNote("Warning" if warning else "Normal", f"Attempt{end.outcome}", f"attempt {number}: {end.message}")
+    )
+    failures = counted_failures(draft.records())
+    if failures > spec.retry.limit:
+        attempts = "attempt" if failures == 1 else "attempts"
+        return _fail(
+            plan,
+            c.RETRIES_EXHAUSTED,
+            f"{failures} {attempts} failed, spec.retry.limit is {spec.retry.limit}; the last one: {end.message}",
+        )
+    # Preemption is not counted, yet pauses like a first failure: whoever preempts needs the room for a while.
+    pause = timedelta(0) if end.outcome == "Suspended" else backoff(spec.retry, max(failures, 1))
+    draft.put("nextAttemptTime", format_time(now + pause))
+    draft.set(c.RUNNING, "False", c.BACKING_OFF, f"attempt {number} ended: {end.message}")
+    plan.requeue(pause.total_seconds())
+
+
+def _suspended(observed: Observed, draft: StatusDraft) -> None:
+    if observed.ray_jobs:
+        draft.set(c.SUSPENDED, "False", "Stopping", "waiting until the run has stopped and its resources are free")
+    else:
+        draft.set(c.SUSPENDED, "True", c.SUSPENDED_BY_USER, "spec.suspend is true; nothing is running")
+    draft.set(c.RUNNING, "False", c.SUSPENDED_BY_USER, "spec.suspend is true")
+
+
+def _plan(
+    observed: Observed, spec: TrainJobSpec, settings: Settings, draft: StatusDraft, plan: _Plan
+) -> TrainJobSpec | None:
+    """The spec that will run, with references resolved; None when it cannot (yet)."""
+    verdict = fit(spec, settings.config.pools)
+    if not verdict.fits:
+        draft.set(c.PLANNED, "False", c.DOES_NOT_FIT, verdict.message)
+        _fail(plan, c.DOES_NOT_FIT, verdict.message)
+        return None
+    resolved = _resolve_base_model(observed, spec, draft, plan)
+    if resolved is None:
+        return None
+    replanned = replan_after_out_of_memory(resolved, draft.records())
+    if replanned is None:
+        _fail(
+            plan,
+            "OutOfMemory",
+            "out of memory with micro-batches of one sequence and activation checkpointing: shorten "
+            "data.sequenceLength, use more workers with a strategy that shards, or give workers more memory",
+        )
+        return None
+    message = verdict.message
+    if replanned.training != spec.training:
+        recompute = ", activations recomputed" if replanned.training.activation_checkpointing else ""
+        message += f"; after running out of memory: microBatchSize {replanned.training.micro_batch_size}{recompute}"
+    draft.set(c.PLANNED, "True", c.FITS, message)
+    return replanned
+
+
+def _resolve_base_model(observed: Observed, spec: TrainJobSpec, draft: StatusDraft, plan: _Plan) -> TrainJobSpec | None:
+    """Replace model.trainJob by the uri of what that job has trained."""
+    reference = spec.model.train_job
+    if reference is None:
+        return spec
+    where = f"spec.model.trainJob: TrainJob {reference.name}"
+    if reference.name == observed.job["metadata"]["name"]:
+        _fail(plan, c.MODEL_NOT_READY, f"{where} is this job itself")
+        return None
+    status = (observed.base_job or {}).get("status") or {}
+    if c.is_true(status.get("conditions", []), c.FAILED):
+        _fail(plan, c.MODEL_NOT_READY, f"{where} has failed; train a base model first and create this job again")
+        return None
+    if observed.base_job is None or "model" not in status:
+        state = "does not exist" if observed.base_job is None else "has not succeeded yet"
+        draft.set(c.PLANNED, "False", c.MODEL_NOT_READY, f"{where} {state}; waiting for it")
+        draft.set(c.RUNNING, "False", c.NOT_STARTED, "waiting for the base model")
+        return None
+    model = spec.model.model_copy(update={"train_job": None, "uri": status["model"]["uri"]})
+    return spec.model_copy(update={"model": model})
+
+
+def _may_start(observed: Observed, spec: TrainJobSpec, now: datetime, plan: _Plan) -> bool:
+    draft = plan.draft
+    if observed.ray_operator_missing:
+        draft.set(
+            c.RUNNING,
+            "False",
+            c.WAITING_FOR_RAY_OPERATOR,
+            "the RayJob kind (ray.io/v1) is not served: install KubeRay; the job starts by itself then",
+        )
+        plan.events.append(
+            EventNote("Warning", c.WAITING_FOR_RAY_OPERATOR, "the RayJob kind (ray.io/v1) is not served")
+        )
+        plan.requeue(15)
+        return False
+    if observed.ray_jobs:
+        last = draft.records()[-1]
+        draft.set(
+            c.RUNNING,
+            "False",
+            c.BACKING_OFF,
+            f"attempt {last['number']} ended: {last.get('message', '')}; waiting until it has stopped",
+        )
+        return False
+    next_time = draft.value("nextAttemptTime")
+    if next_time and now < parse_time(next_time):
+        plan.requeue((parse_time(next_time) - now).total_seconds())
+        return False
+    if observed.foreign_ray_job is not None:
+        name = observed.foreign_ray_job["metadata"]["name"]
+        if _of_a_predecessor(observed.job, observed.foreign_ray_job):
+            message = f"waiting until RayJob {name} of a deleted TrainJob of the same name has stopped"
+            draft.set(c.RUNNING, "False", c.WAITING_FOR_RESOURCES, message)
+            return False
+        _fail(plan, c.NAME_TAKEN, f"a RayJob {name} that does not belong to this job exists: delete or rename one")
+        return False
+    return True
+
+
+def _of_a_predecessor(job: dict[str, Any], ray_job: dict[str, Any]) -> bool:
+    """Whether it belongs to a TrainJob of our name that is gone, and so goes as well: its finalizer takes a while."""
+    owners = ray_job["metadata"].get("ownerReferences", [])
+    return any(o.get("kind") == "TrainJob" and o.get("name") == job["metadata"]["name"] for o in owners)
+
+
+def _start(observed: Observed, spec: TrainJobSpec, settings: Settings, plan: _Plan) -> None:
+    job, draft = observed.job, plan.draft
+    number = draft.last_number() + 1
+    metadata = job["metadata"]
+    storage = storage_prefix(settings.config.storage.uri, metadata)
+    draft.put("storage", storage)
+    reports = settings.config.reports
+    run = RunSpec(
+        namespace=metadata["namespace"],
+        name=metadata["name"],
+        uid=metadata["uid"],
+        attempt=number,
+        storage=storage,
+        cache=f"{settings.config.storage.uri.rstrip('/')}/{metadata['namespace']}/cache",
+        model=spec.model,
+        tokenizer=spec.tokenizer,
+        data=spec.data,
+        training=spec.training,
+        strategy=spec.strategy,
+        workers=spec.workers,
+        checkpoint=spec.checkpoint,
+        report=ReportTarget(
+            url=reports.url,
+            token_file=kuberay.TOKEN_FILE,
+            ca_file=reports.ca_file,
+            interval_seconds=reports.interval_seconds,
+        ),
+    )
+    token = report_token(settings.report_key, metadata["uid"], number)
+    ray_job = kuberay.ray_job(job, run, settings.config.ray)
+    plan.apply += [kuberay.token_secret(job, number, token), ray_job]
+    draft.begin_attempt(number, draft.now, ray_job["metadata"]["name"])
+    draft.set(c.RUNNING, "False", c.WAITING_FOR_RESOURCES, f"attempt {number} is created; waiting for resources")
+    plan.events.append(EventNote("Normal", "AttemptCreated", f"created RayJob {ray_job['metadata']['name']}"))
+
+
+def storage_prefix(root: str, metadata: dict[str, Any]) -> str:
+    """Where a job keeps what it makes: the UID keeps a deleted and re-created job of the same name apart."""
+    return f"{root.rstrip('/')}/{metadata['namespace']}/trainjob/{metadata['name']}/{metadata['uid']}"
+
+
+# --- shared -------------------------------------------------------------------------------------------------------
+
+
+def _fail(plan: _Plan, reason: str, message: str) -> None:
+    plan.draft.fail(reason, message)
+    plan.events.append(EventNote("Warning", reason, message))
+
+
+def _past_deadline(spec: TrainJobSpec, draft: StatusDraft, now: datetime, plan: _Plan) -> bool:
+    started = draft.value("startTime")
+    if spec.active_deadline_seconds is None or started is None:
+        return False
+    due = parse_time(started) + timedelta(seconds=spec.active_deadline_seconds)
+    if now < due:
+        plan.requeue((due - now).total_seconds())
+    return now >= due
+
+
+def _deadline_message(spec: TrainJobSpec) -> str:
+    return (
+        f"not finished {spec.active_deadline_seconds} s after the first start (spec.activeDeadlineSeconds); "
+        "the last checkpoint is kept"
+    )
+
+
+def _number(child: dict[str, Any]) -> int:
+    label = child["metadata"].get("labels", {}).get(kuberay.LABEL_ATTEMPT, "0")
+    return int(label) if label.isdigit() else 0

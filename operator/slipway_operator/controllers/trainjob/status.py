@@ -1,0 +1,172 @@
+"""The draft of a TrainJob's status: starts from what is stored, changed by the decision, written once. Pure."""
+
+from __future__ import annotations
+
+import copy
+from datetime import datetime
+from typing import Any
+
+from slipway_api import conditions as c
+from slipway_api.run import Report
+from slipway_api.trainjob import TrainJobSpec
+from slipway_operator.controllers.trainjob.attempts import format_time, parse_time
+
+MAX_RECORDS = 20
+_MAX_MESSAGE = 4096
+
+# What a run says of itself -> reason and message of Running.
+_STAGES = {
+    "Starting": (c.STARTING, "the run has started; workers are coming up"),
+    "PreparingData": (c.PREPARING_DATA, "documents are read, tokenized and packed"),
+    "Training": (c.TRAINING, "training"),
+    "SavingModel": (c.SAVING_MODEL, "the trained model is being written"),
+    "Ended": (c.SAVING_MODEL, "the run is ending"),
+}
+
+
+class StatusDraft:
+    """A mutable status; every change goes through here so that times and generations are set in one place."""
+
+    def __init__(self, status: dict[str, Any], generation: int, now: datetime) -> None:
+        self._status = status
+        self._generation = generation
+        self.now = format_time(now)
+
+    @classmethod
+    def of(cls, job: dict[str, Any], now: datetime) -> StatusDraft:
+        """A draft that starts from what the job's status says; the job is left as it is."""
+        return cls(copy.deepcopy(job.get("status") or {}), job["metadata"].get("generation", 0), now)
+
+    # --- reading --------------------------------------------------------------------------------------------------
+
+    def value(self, key: str) -> Any:
+        """A field of status, or None."""
+        return self._status.get(key)
+
+    def records(self) -> list[dict[str, Any]]:
+        """The attempts so far, oldest first."""
+        attempts: list[dict[str, Any]] = self._status.get("attempts", [])
+        return attempts
+
+    def last_number(self) -> int:
+        """The number of the newest attempt; 0 before the first."""
+        return self.records()[-1]["number"] if self.records() else 0
+
+    def current_attempt(self) -> int | None:
+        """The number of the attempt that has not ended, or None."""
+        return self.last_number() if self.records() and not self.records()[-1].get("outcome") else None
+
+    def last_ended_attempt(self) -> int | None:
+        """The number of the newest attempt whose end is in this status."""
+        return next((r["number"] for r in reversed(self.records()) if r.get("outcome")), None)
+
+    def stopped_by_us(self) -> bool:
+        """Whether the newest attempt did not end by itself, so that its RayJob must be deleted to stop it."""
+        return bool(self.records()) and self.records()[-1].get("outcome") in ("DeadlineExceeded", "Suspended")
+
+    def finished(self) -> bool:
+        """Whether the job is over for good."""
+        conditions = self._status.get("conditions", [])
+        return c.is_true(conditions, c.SUCCEEDED) or c.is_true(conditions, c.FAILED)
+
+    # --- changing -------------------------------------------------------------------------------------------------
+
+    def put(self, key: str, value: Any) -> None:
+        """Set a field of status."""
+        self._status[key] = value
+
+    def set(self, type_: str, status: c.Status, reason: str, message: str) -> None:
+        """Set a condition."""
+        self._status["conditions"] = c.set_condition(
+            self._status.get("conditions", []),
+            type_,
+            status,
+            reason,
+            message,
+            generation=self._generation,
+            now=self.now,
+        )
+
+    def begin_attempt(self, number: int, start: str, ray_job_name: str) -> None:
+        """Open a record. What the previous attempt said of itself stays until the new one says otherwise."""
+        records = [*self.records(), {"number": number, "startTime": start}]
+        self._status["attempts"] = records[-MAX_RECORDS:]
+        self._status["attempt"] = number
+        self._status["rayJobName"] = ray_job_name
+        self._status.setdefault("startTime", start)
+        self._status.pop("nextAttemptTime", None)
+
+    def end_attempt(self, number: int, outcome: str, message: str, spec: TrainJobSpec) -> None:
+        """Close a record and add what the attempt has used."""
+        record = next(r for r in self.records() if r["number"] == number)
+        record.update(outcome=outcome, message=message[:_MAX_MESSAGE], endTime=self.now)
+        seconds = max(0, int((parse_time(self.now) - parse_time(record["startTime"])).total_seconds()))
+        usage = self._status.get("usage", {})
+        workers = spec.workers.count
+        self._status["usage"] = {
+            "workerSeconds": usage.get("workerSeconds", 0) + seconds * workers,
+            "gpuSeconds": usage.get("gpuSeconds", 0) + seconds * workers * spec.workers.resources.gpu,
+        }
+
+    def fold_report(self, report: Report) -> None:
+        """Take over what the run says of itself."""
+        if report.plan is not None:
+            self._status["plan"] = report.plan.to_wire()
+        if report.progress is not None:
+            progress = report.progress.to_wire()
+            progress["summary"] = f"{report.progress.step}/{report.progress.steps}"
+            progress["updatedAt"] = report.time
+            self._status["progress"] = progress
+        if report.checkpoint is not None:
+            self._status["checkpoint"] = report.checkpoint.to_wire()
+        if report.skipped_checkpoints:
+            self._status["skippedCheckpoints"] = [s.to_wire() for s in report.skipped_checkpoints][:20]
+        if report.resumed_from_step is not None:
+            self.records()[-1]["resumedFromStep"] = report.resumed_from_step
+
+    def succeed(self, model: dict[str, Any], reason: str, message: str) -> None:
+        """The job has its model."""
+        self._status["model"] = model
+        self._status["completionTime"] = self.now
+        self.set(c.SUCCEEDED, "True", reason, message)
+        self.set(c.FAILED, "False", c.NOT_FAILED, "the job succeeded")
+        self.set(c.RUNNING, "False", c.FINISHED, "the job has finished")
+
+    def fail(self, reason: str, message: str) -> None:
+        """The job is over without a model."""
+        self._status["completionTime"] = self.now
+        self._status.pop("nextAttemptTime", None)
+        self.set(c.FAILED, "True", reason, message)
+        self.set(c.SUCCEEDED, "False", reason, "the job has failed; see the condition Failed")
+        self.set(c.RUNNING, "False", c.FINISHED, "the job has finished")
+
+    def finish(self) -> dict[str, Any]:
+        """The status to write."""
+        if not self.finished():
+            self.set(c.SUCCEEDED, "False", c.IN_PROGRESS, "the job has not finished")
+            self.set(c.FAILED, "False", c.IN_PROGRESS, "the job has not finished")
+        self._status["observedGeneration"] = self._generation
+        self._status["state"] = self._state()
+        return self._status
+
+    def _state(self) -> str:
+        """The conditions in one word, for people."""
+        conditions = self._status.get("conditions", [])
+        for type_ in (c.SUCCEEDED, c.FAILED, c.SUSPENDED):
+            if c.is_true(conditions, type_):
+                return type_
+        running = c.find_condition(conditions, c.RUNNING)
+        return str(running["reason"]) if running else "Pending"
+
+
+def describe_waiting(ray_job: dict[str, Any], report: Report | None, ray_operator_missing: bool) -> tuple[str, str]:
+    """Reason and message of Running for an attempt that has not ended."""
+    if report is not None:
+        return _STAGES[report.stage]
+    status = ray_job.get("status") or {}
+    if status.get("jobStatus") == "RUNNING" or status.get("jobDeploymentStatus") == "Running":
+        return c.STARTING, "the run has started; waiting for its first report"
+    if ray_operator_missing:
+        return c.WAITING_FOR_RAY_OPERATOR, "the RayJob kind (ray.io/v1) is no longer served"
+    message = status.get("message") or "waiting until the Ray cluster is up"
+    return c.WAITING_FOR_RESOURCES, str(message)

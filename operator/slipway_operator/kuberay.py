@@ -1,0 +1,147 @@
+"""Renders KubeRay's RayJob (ray.io/v1) for one attempt of a TrainJob. Pure; writes nothing.
+
+Choices that every reader asks about:
+- `backoffLimit: 0`: attempts are ours. KubeRay's own retry rebuilds the cluster, hides the attempts and starts over.
+- `submissionMode: HTTPMode`: no submitter pod (a >1 GB image) for a job that the head can start itself.
+- `shutdownAfterJobFinishes: true`: GPUs are freed at once; Kueue demands it as well.
+- `authOptions.mode: token`: an open Ray dashboard is remote code execution by design (CVE-2023-48022).
+- The run contract is plain environment; the report token is a mounted file, so it appears in no argument, no
+  environment dump and no Ray dashboard.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from slipway_api import API_VERSION, GROUP
+from slipway_api.run import RUN_ENV, RunSpec
+from slipway_operator.config import RayConfig
+
+LABEL_TRAINJOB = f"{GROUP}/trainjob"
+LABEL_ATTEMPT = f"{GROUP}/attempt"
+MANAGED_BY = {"app.kubernetes.io/managed-by": "slipway"}
+TOKEN_DIRECTORY = "/var/run/slipway"
+TOKEN_FILE = f"{TOKEN_DIRECTORY}/report-token"
+ENTRYPOINT = "python -m slipway_jobs.train"
+
+
+def attempt_name(job_name: str, attempt: int) -> str:
+    """The name of an attempt's RayJob: deterministic, so that a lost answer can never make a second one."""
+    return f"{job_name}-{attempt}"
+
+
+def secret_name(job_name: str, attempt: int) -> str:
+    """The name of the Secret that holds an attempt's report token."""
+    return f"{job_name}-{attempt}-run"
+
+
+def owner_reference(job: dict[str, Any]) -> dict[str, Any]:
+    """The controller reference to a TrainJob: its children go when it goes."""
+    return {
+        "apiVersion": API_VERSION,
+        "kind": "TrainJob",
+        "name": job["metadata"]["name"],
+        "uid": job["metadata"]["uid"],
+        "controller": True,
+        "blockOwnerDeletion": True,
+    }
+
+
+def _metadata(job: dict[str, Any], name: str, attempt: int) -> dict[str, Any]:
+    return {
+        "name": name,
+        "namespace": job["metadata"]["namespace"],
+        "labels": {**MANAGED_BY, LABEL_TRAINJOB: job["metadata"]["name"], LABEL_ATTEMPT: str(attempt)},
+        "ownerReferences": [owner_reference(job)],
+    }
+
+
+def token_secret(job: dict[str, Any], attempt: int, token: str) -> dict[str, Any]:
+    """The Secret that the attempt's head mounts."""
+    return {
+        "apiVersion": "v1",
+        "kind": "Secret",
+        "type": "Opaque",
+        "metadata": _metadata(job, secret_name(job["metadata"]["name"], attempt), attempt),
+        "stringData": {"report-token": token},
+    }
+
+
+def ray_job(job: dict[str, Any], run: RunSpec, ray: RayConfig) -> dict[str, Any]:
+    """The RayJob of one attempt."""
+    head = _container("ray-head", ray.image, {"cpu": "1", "memory": "2Gi"})
+    head["env"] = [{"name": RUN_ENV, "value": json.dumps(run.to_wire(), separators=(",", ":"))}]
+    head["volumeMounts"] = [{"name": "run", "mountPath": TOKEN_DIRECTORY, "readOnly": True}]
+    resources = run.workers.resources
+    worker_resources: dict[str, Any] = {"cpu": resources.cpu, "memory": resources.memory}
+    if resources.gpu:
+        worker_resources["nvidia.com/gpu"] = resources.gpu
+    priority = job["spec"].get("priorityClassName")
+    head_pod = _pod(job, run.attempt, head, priority)
+    head_pod["spec"]["volumes"] = [
+        {"name": "run", "secret": {"secretName": secret_name(run.name, run.attempt), "defaultMode": 0o440}}
+    ]
+    return {
+        "apiVersion": "ray.io/v1",
+        "kind": "RayJob",
+        "metadata": _metadata(job, attempt_name(run.name, run.attempt), run.attempt),
+        "spec": {
+            "entrypoint": ENTRYPOINT,
+            "submissionMode": "HTTPMode",
+            "shutdownAfterJobFinishes": True,
+            "backoffLimit": 0,
+            "suspend": False,
+            "rayClusterSpec": {
+                "rayVersion": ray.version,
+                "authOptions": {"mode": "token"},
+                # num-cpus 0: no worker lands on the head, whose death would take the whole run with it.
+                "headGroupSpec": {
+                    "rayStartParams": {"num-cpus": "0", "dashboard-host": "0.0.0.0"},
+                    "template": head_pod,
+                },
+                "workerGroupSpecs": [
+                    {
+                        "groupName": "workers",
+                        "replicas": run.workers.count,
+                        "minReplicas": run.workers.count,
+                        "maxReplicas": run.workers.count,
+                        "rayStartParams": {},
+                        "template": _pod(
+                            job, run.attempt, _container("ray-worker", ray.image, worker_resources), priority
+                        ),
+                    }
+                ],
+            },
+        },
+    }
+
+
+def _pod(job: dict[str, Any], attempt: int, container: dict[str, Any], priority: str | None) -> dict[str, Any]:
+    spec: dict[str, Any] = {
+        "automountServiceAccountToken": False,
+        "securityContext": {
+            "runAsNonRoot": True,
+            "runAsUser": 1000,
+            "fsGroup": 1000,
+            "seccompProfile": {"type": "RuntimeDefault"},
+        },
+        "containers": [container],
+    }
+    if priority:
+        spec["priorityClassName"] = priority
+    return {
+        "metadata": {
+            "labels": {**MANAGED_BY, LABEL_TRAINJOB: job["metadata"]["name"], LABEL_ATTEMPT: str(attempt)},
+        },
+        "spec": spec,
+    }
+
+
+def _container(name: str, image: str, resources: dict[str, Any]) -> dict[str, Any]:
+    return {
+        "name": name,
+        "image": image,
+        "resources": {"requests": dict(resources), "limits": dict(resources)},
+        "securityContext": {"allowPrivilegeEscalation": False, "capabilities": {"drop": ["ALL"]}},
+    }
