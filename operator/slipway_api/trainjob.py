@@ -233,7 +233,13 @@ class Workers(ApiModel):
 class Checkpointing(ApiModel):
     """When to save the training state and how many to keep."""
 
-    every_steps: int = Field(default=100, ge=1, le=100_000_000, description="Optimizer steps between checkpoints.")
+    every_steps: int = Field(
+        default=100,
+        ge=1,
+        le=100_000_000,
+        description="At most so many optimizer steps are repeated after a failure. A checkpoint is begun every half of "
+        "it and written next to training, which waits only where the write takes longer than the other half.",
+    )
     keep_last: int = Field(default=2, ge=1, le=100, description="Committed checkpoints to keep.")
 
 

@@ -81,7 +81,8 @@ def _spec(spec: Json) -> Pairs:
     yield "Workers", f"{workers['count']} x ({each})" if "count" in workers else None
     checkpoint = spec.get("checkpoint") or {}
     if "everySteps" in checkpoint:
-        yield "Checkpoints", f"every {checkpoint['everySteps']} steps, the last {checkpoint.get('keepLast')} are kept"
+        at_risk, kept = checkpoint["everySteps"], checkpoint.get("keepLast")
+        yield "Checkpoints", f"at most {at_risk} steps are at risk, the last {kept} checkpoints are kept"
     retry = spec.get("retry") or {}
     yield (
         "Retries",

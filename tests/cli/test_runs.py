@@ -18,7 +18,7 @@ import pytest
 from .conftest import ServerThread, World, condition, ended, running
 
 FAST = pytest.mark.timeout(60)
-pytestmark = FAST
+pytestmark = [FAST, pytest.mark.timed]
 
 
 @contextmanager

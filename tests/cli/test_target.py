@@ -13,6 +13,8 @@ import yaml
 
 from .conftest import ServerThread, World
 
+pytestmark = pytest.mark.timed
+
 
 def test_the_local_control_plane_is_the_default_when_it_is_up(world: World) -> None:
     result = world.slipway("version")

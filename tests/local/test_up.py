@@ -23,7 +23,7 @@ from slipway_operator.kube.client import Client
 from slipway_operator.kube.config import load_config
 from slipway_operator.kube.resource import CONFIGMAPS, NAMESPACES
 
-pytestmark = [pytest.mark.ray, pytest.mark.slow]
+pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timed]
 
 
 def family(home: Path) -> list[ProcessRef]:

@@ -149,6 +149,7 @@ class _Training:
             if self._state.step == 0:
                 self._evaluate()
             while self._state.step < self._engine.steps:
+                self._saver.before_step(self._state.step + 1)
                 self._step()
                 self._report_saves()
                 self._now_and_then()
@@ -194,7 +195,7 @@ class _Training:
         every = self._run.training.eval_every_steps
         if last or (every and done % every == 0):
             self._evaluate()
-        if last or done % self._run.checkpoint.every_steps == 0:
+        if last or self._saver.due(done):
             self._save()
 
     # --- parts of a step ------------------------------------------------------------------------------------------
@@ -305,12 +306,19 @@ class _Training:
             keep_last=run.checkpoint.keep_last,
             ranks=self._ranks,
         )
-        self._saver = CheckpointSaver(store, self._ranks, uid=run.uid, strategy=strategy.name)
         checkpoint, skipped = store.newest_valid(strategy.name, portable=strategy.portable)
         if checkpoint is not None:
             strategy.restore(checkpoint, self._ranks.storage)
             self._state = checkpoint.manifest.state
             self._resumed_from = self._state.step
+        self._saver = CheckpointSaver(
+            store,
+            self._ranks,
+            uid=run.uid,
+            strategy=strategy.name,
+            every_steps=run.checkpoint.every_steps,
+            step=self._state.step,
+        )
         if self._listener:
             self._listener.on_resume(self._state.step, skipped)
 

@@ -31,7 +31,7 @@ from slipway_operator.kube.resource import PRIORITYCLASSES, RAYJOBS, SECRETS
 
 from .rayjobs import pod, rayjob
 
-pytestmark = [pytest.mark.ray, pytest.mark.slow]
+pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timed]
 
 FINAL = {"Complete", "Failed", "ValidationFailed"}
 CANARY = "canary-d41d8cd9"

@@ -8,6 +8,8 @@ from hypothesis import strategies as st
 
 from slipway_jobs.data.globs import GlobSet
 
+pytestmark = pytest.mark.timed
+
 TABLE = [
     ("**", ["a", "a/b/c"], []),
     ("*.py", ["a.py", ".py"], ["a/b.py", "a.pyc"]),

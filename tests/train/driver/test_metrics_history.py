@@ -13,6 +13,8 @@ import pytest
 from slipway_jobs.metrics_history import MAX_STEPS, MetricsHistory, metrics_path
 from slipway_jobs.storage import Storage
 
+pytestmark = pytest.mark.timed
+
 
 def history(storage: Storage, *, resumed: int | None = None, steps: int = 100) -> MetricsHistory:
     return MetricsHistory(storage, 1, steps=steps, resumed_from_step=resumed, now=lambda: "2026-01-01T00:00:00Z")

@@ -16,6 +16,8 @@ from slipway_jobs.reporting import HttpTransport, Reporter, RunState
 
 from .conftest import TOKEN, Operator
 
+pytestmark = pytest.mark.timed
+
 END = RunEnd(outcome=Outcome.SUCCEEDED, reason="ModelSaved", message="done")
 PLAN = PlanStatus(
     strategy="fsdp(shard=2, fp32)",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -52,11 +53,15 @@ def store_of(
     return CheckpointStore(Storage(root), uid=uid, attempt=attempt, keep_last=keep_last, ranks=ranks)
 
 
+def saver_of(store: CheckpointStore, ranks: Ranks, strategy: str, *, every_steps: int = 2) -> CheckpointSaver:
+    return CheckpointSaver(store, ranks, uid="uid-1", strategy=strategy, every_steps=every_steps, step=0)
+
+
 @pytest.fixture
 def saved(tmp_path: Path, make_run: MakeRun, alone: RankContext, ranks_alone: Ranks) -> Path:
     """A storage prefix with the checkpoints of steps 1, 2 and 3."""
     strategy = small_strategy(alone, make_run())
-    saver = CheckpointSaver(store_of(tmp_path, ranks_alone), ranks_alone, uid="uid-1", strategy="ddp")
+    saver = saver_of(store_of(tmp_path, ranks_alone), ranks_alone, "ddp")
     for step in (1, 2, 3):
         train_a_step(strategy, step)
         saver.start(strategy.snapshot(), TrainState(step=step, initial_eval_loss=5.5))
@@ -192,6 +197,38 @@ def test_restore_brings_back_what_was_saved(
         assert torch.equal(weights(expected)[key], tensor)
 
 
+class SlowSnapshot:
+    """Is being written until the test says so."""
+
+    background = True
+
+    def __init__(self) -> None:
+        self.may_end = threading.Event()
+
+    def write(self, directory: Path, group: Any) -> None:
+        assert self.may_end.wait(30)
+        (directory / "file").write_bytes(b"content")
+
+
+@pytest.mark.parametrize(("every", "begun_at"), [(1, [1, 2, 3]), (4, [2, 4, 6]), (5, [3, 6, 9]), (100, [50, 100, 150])])
+def test_never_more_steps_at_risk_than_asked_for(
+    every: int, begun_at: list[int], tmp_path: Path, ranks_alone: Ranks
+) -> None:
+    """However slow the disk is: training stands still before the step that would be one too many."""
+    saver = saver_of(store_of(tmp_path, ranks_alone), ranks_alone, "ddp", every_steps=every)
+    assert [step for step in range(1, begun_at[-1] + 1) if saver.due(step)] == begun_at
+    committed, snapshot = 0, SlowSnapshot()
+    saver.start(snapshot, TrainState(step=begun_at[0]))
+    for step in range(begun_at[0] + 1, committed + every + 1):
+        saver.before_step(step)
+    assert saver.finished() == [], "up to here nobody waits"
+    opened = threading.Timer(0.2, snapshot.may_end.set)
+    opened.start()
+    saver.before_step(committed + every + 1)
+    assert [(end.step, end.failure) for end in saver.finished()] == [(begun_at[0], None)]
+    opened.join()
+
+
 @pytest.mark.parametrize("name", ["ddp", "fsdp"])
 def test_a_snapshot_does_not_see_later_steps(
     name: str, tmp_path: Path, alone: RankContext, ranks_alone: Ranks, make_run: MakeRun
@@ -202,7 +239,7 @@ def test_a_snapshot_does_not_see_later_steps(
     snapshot = strategy.snapshot()
     train_a_step(strategy, 2)
     assert not torch.equal(weights(strategy)["model.norm.weight"], before["model.norm.weight"])
-    saver = CheckpointSaver(store_of(tmp_path, ranks_alone), ranks_alone, uid="uid-1", strategy=name)
+    saver = saver_of(store_of(tmp_path, ranks_alone), ranks_alone, name)
     saver.start(snapshot, TrainState(step=1))
     saver.drain()
     found, _ = store_of(tmp_path, ranks_alone).newest_valid(name, portable=True)
@@ -237,7 +274,7 @@ def test_a_leftover_of_an_older_attempt_removes_nothing(saved: Path, ranks_alone
 def test_an_object_store_works_as_well(alone: RankContext, ranks_alone: Ranks, make_run: MakeRun) -> None:
     root = "memory://checkpoint-test/run"
     strategy = small_strategy(alone, make_run(), "fsdp")
-    saver = CheckpointSaver(store_of(root, ranks_alone, keep_last=1), ranks_alone, uid="uid-1", strategy="fsdp")
+    saver = saver_of(store_of(root, ranks_alone, keep_last=1), ranks_alone, "fsdp")
     for step in (1, 2):
         train_a_step(strategy, step)
         saver.start(strategy.snapshot(), TrainState(step=step))
@@ -257,7 +294,7 @@ def test_two_ranks_agree_on_what_to_skip(make_run: MakeRun, launch: Any, tmp_pat
     def run_of(storage: str, attempt: int = 1) -> RunSpec:
         strategy = {"fsdp": {}}
         return make_run(
-            storage=tmp_path / storage, attempt=attempt, strategy=strategy, checkpoint={"everySteps": 2, "keepLast": 9}
+            storage=tmp_path / storage, attempt=attempt, strategy=strategy, checkpoint={"everySteps": 4, "keepLast": 9}
         )
 
     calm = launch(run_of("calm"))

@@ -152,7 +152,7 @@ def test_torchrun_starts_the_engine(tmp_path: Path) -> None:
         "training": {"steps": 3, "globalBatchSize": 4, "microBatchSize": 2},
         "strategy": {"fsdp": {}},
         "workers": {"count": 2},
-        "checkpoint": {"everySteps": 2},
+        "checkpoint": {"everySteps": 4},
     }
     (tmp_path / "run.json").write_text(json.dumps(run))
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]

@@ -31,7 +31,7 @@ def test_killed_and_resumed_is_bit_identical(name: str, make_run: MakeRun, launc
             attempt=attempt,
             strategy=STRATEGIES[name],
             training=training,
-            checkpoint={"everySteps": 2, "keepLast": 2},
+            checkpoint={"everySteps": 4, "keepLast": 2},
         )
 
     undisturbed = launch(run_of("calm", 1))

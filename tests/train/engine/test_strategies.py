@@ -146,7 +146,7 @@ def test_deepspeed_resumes_close_to_an_undisturbed_run(
             storage=tmp_path / storage,
             attempt=attempt,
             strategy={"deepspeed": {"stage": stage}},
-            checkpoint={"everySteps": 2},
+            checkpoint={"everySteps": 4},
         )
 
     launch(run_of("calm", 1), timeout=280)

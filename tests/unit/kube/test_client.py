@@ -20,6 +20,8 @@ from slipway_operator.kube.resource import CONFIGMAPS, NAMESPACES, RAYJOBS, TRAI
 
 from .fake_api import Asked, FakeApi, close_at_once, delay, drop, reject, status
 
+pytestmark = pytest.mark.timed
+
 
 def config_map(name: str, **data: str) -> dict[str, object]:
     return {"metadata": {"name": name, "namespace": "ns"}, "data": data}

@@ -26,6 +26,8 @@ from .conftest import FAST, until
 from .fake_api import FakeApi
 from .fake_clock import run
 
+pytestmark = pytest.mark.timed
+
 A = Key("ns", "a")
 Step = Outcome | BaseException | Callable[[], Awaitable[Outcome]]
 

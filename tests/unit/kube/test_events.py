@@ -8,6 +8,8 @@ import time
 from collections.abc import AsyncIterator
 from typing import Any
 
+import pytest
+
 from slipway_operator.kube.backoff import Backoff
 from slipway_operator.kube.client import Client
 from slipway_operator.kube.events import EventConfig, EventRecorder
@@ -16,6 +18,8 @@ from slipway_operator.kube.resource import EVENTS
 
 from .conftest import until
 from .fake_api import FakeApi, reject
+
+pytestmark = pytest.mark.timed
 
 QUICK = EventConfig(backoff=Backoff(0.01, 0.05))
 

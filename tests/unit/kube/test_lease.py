@@ -25,6 +25,8 @@ from .conftest import serving, until
 from .fake_api import FakeApi, close_at_once, reject
 from .fake_clock import run
 
+pytestmark = pytest.mark.timed
+
 FREE_FOR_ONE = {"holderIdentity": "one", "leaseDurationSeconds": 1}  # as after a lost answer: "one" may take it at once
 SHORT: dict[str, Any] = {"lease_duration": 0.9, "renew_deadline": 0.6, "retry_period": 0.08}
 
@@ -84,10 +86,10 @@ async def test_who_creates_the_lease_waits_until_an_earlier_leader_would_have_st
     started = time.monotonic()
     task = asyncio.create_task(one.run(worker.lead))
     await until(lambda: api.get(LEASES, "slipway") is not None)
-    assert time.monotonic() - started < 0.4
     assert not one.is_valid()
+    assert not worker.started
     await until(lambda: worker.started)
-    assert 0.6 <= time.monotonic() - started < 1.2
+    assert time.monotonic() - started >= SHORT["renew_deadline"]
     await stopped(task)
 
 

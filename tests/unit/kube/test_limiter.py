@@ -12,6 +12,8 @@ from slipway_operator.kube.limiter import AdaptiveLimiter
 
 from .fake_clock import run
 
+pytestmark = pytest.mark.timed
+
 
 def now() -> float:
     return asyncio.get_running_loop().time()

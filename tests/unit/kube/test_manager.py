@@ -30,6 +30,8 @@ from slipway_operator.kube.store import Store
 from .conftest import FAST, until
 from .fake_api import FakeApi, delay, reject
 
+pytestmark = pytest.mark.timed
+
 HELD = {"holderIdentity": "one", "leaseDurationSeconds": 2}
 
 

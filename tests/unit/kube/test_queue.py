@@ -16,6 +16,8 @@ from slipway_operator.kube.resource import Key
 
 from .fake_clock import FakeClockLoop, run
 
+pytestmark = pytest.mark.timed
+
 A, B, C = Key("ns", "a"), Key("ns", "b"), Key("ns", "c")
 
 

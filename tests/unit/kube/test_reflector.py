@@ -24,6 +24,8 @@ from slipway_operator.kube.store import Change, Store
 from .conftest import FAST, until
 from .fake_api import Answer, Asked, FakeApi, close_at_once, delay, line, reject, stream
 
+pytestmark = pytest.mark.timed
+
 
 class Cache:
     """A running reflector with a record of what it told."""

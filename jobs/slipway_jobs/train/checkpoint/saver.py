@@ -1,5 +1,10 @@
 """Saves checkpoints next to training: one at a time, in a thread, and reports what became of each.
 
+What a job's `checkpoint.everySteps` promises is a bound: a failure repeats at most that many steps. A snapshot that is
+still being written protects nothing, so one is begun every half of the bound, and training waits for the write rather
+than go beyond it. Where writing takes less than half an interval, which is the point of doing it next to training,
+nobody ever waits.
+
 A save that fails (a full disk, an outage) costs nothing but itself: the files are removed, the checkpoint before is as
 it was, training goes on, and the next one is tried at its time.
 """
@@ -33,18 +38,34 @@ class SaveEnd:
 class CheckpointSaver:
     """Writes snapshots. All ranks call `start` and `drain` at the same step; rank 0 calls `finished` at any time."""
 
-    def __init__(self, store: CheckpointStore, ranks: Ranks, *, uid: str, strategy: str) -> None:
+    def __init__(
+        self, store: CheckpointStore, ranks: Ranks, *, uid: str, strategy: str, every_steps: int, step: int
+    ) -> None:
+        """`every_steps`: at most so many steps may be at risk. `step`: where training begins, with nothing at risk."""
         self._store = store
         self._ranks = ranks
         self._uid = uid
         self._strategy = strategy
+        self._every_steps = every_steps
+        self._settled = step  # of the newest save that is no longer being written
+        self._writing = step
         self._thread: threading.Thread | None = None
         self._ended: list[SaveEnd] = []
         self._broken: BaseException | None = None
 
+    def due(self, step: int) -> bool:
+        """Whether a save should begin after this step."""
+        return step % -(-self._every_steps // 2) == 0
+
+    def before_step(self, step: int) -> None:
+        """Wait for what is being written, if this step would otherwise be one more than may be lost."""
+        if step - self._settled > self._every_steps:
+            self.drain()
+
     def start(self, snapshot: Snapshot, state: TrainState) -> None:
         """Write the snapshot, in a thread if it can be. Waits for the save before, if that is still going on."""
         self.drain()
+        self._writing = state.step
         save = self._guarded(lambda: self._save(snapshot, state))
         if not snapshot.background:
             save()
@@ -59,6 +80,7 @@ class CheckpointSaver:
         if self._thread is not None:
             self._thread.join()
             self._thread = None
+        self._settled = self._writing
         if self._broken is not None:
             broken, self._broken = self._broken, None
             if isinstance(broken, JobError):
