@@ -257,17 +257,19 @@ def test_logs_of_a_job_that_waits_for_its_start(world: World) -> None:
 # --- get -w -------------------------------------------------------------------------------------------------------
 
 
-def heed_interrupts() -> None:
-    """What a shell starts in the background ignores SIGINT, and so does everything below it: these tests too, then."""
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
+# What a shell starts in the background ignores SIGINT, and so does everything below it: these tests too, then.
+HEED_INTERRUPTS = """
+import signal, sys
+signal.signal(signal.SIGINT, signal.default_int_handler)
+from slipway_cli.main import main
+sys.exit(main(sys.argv[1:]))
+"""
 
 
 def test_get_watch_prints_a_row_for_every_change_until_interrupted(world: World) -> None:
     world.apply("seen")
-    command = [sys.executable, "-u", "-m", "slipway_cli.main", "get", "tj", "seen", "-w"]
-    with subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, preexec_fn=heed_interrupts
-    ) as process:
+    command = [sys.executable, "-u", "-c", HEED_INTERRUPTS, "get", "tj", "seen", "-w"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
         assert process.stdout.readline().split()[:2] == ["NAME", "STATE"]
         assert process.stdout.readline().split()[0] == "seen"
