@@ -154,13 +154,21 @@ async def test_transition_rules(api: Any) -> None:
 
 
 async def test_what_was_wrong_before_may_stay(api: Any, widget_crd: dict[str, Any]) -> None:
-    await api.make(api.widget("a", label="abc", size=5))
-    spec = widget_crd["spec"]["versions"][0]["schema"]["openAPIV3Schema"]["properties"]["spec"]
+    crd = gadgets(api, widget_crd)
+    path = f"{await served(api, crd)}/a"
+    gadget = {**api.widget("a", label="abc", size=5), "kind": crd["spec"]["names"]["kind"]}
+    assert (await api.post(path.removesuffix("/a"), gadget)).code == 201
+    spec = crd["spec"]["versions"][0]["schema"]["openAPIV3Schema"]["properties"]["spec"]
     spec["properties"]["label"]["maxLength"] = 2
     spec["x-kubernetes-validations"].append({"rule": "self.size < 3", "message": "size must be small now"})
-    patched = await api.merge(f"{CRDS}/widgets.test.example.com", {"spec": widget_crd["spec"]})
+    patched = await api.merge(f"{CRDS}/{crd['metadata']['name']}", {"spec": crd["spec"]})
     assert patched.code == 200
-    path = f"{api.widgets}/a"
+
+    async def in_force() -> bool:
+        new = {**gadget, "metadata": {"name": "b"}}
+        return (await api.post(path.removesuffix("/a"), new, dryRun="All")).code == 422
+
+    await api.eventually(in_force)
     assert (await api.merge(path, {"metadata": {"labels": {"x": "y"}}})).code == 200
     assert (await api.merge(f"{path}/status", {"status": {"state": "up"}})).code == 200
     touched = await api.merge(path, {"spec": {"color": "blue"}})
@@ -172,28 +180,42 @@ async def test_what_was_wrong_before_may_stay(api: Any, widget_crd: dict[str, An
 # --- the definitions ----------------------------------------------------------------------------------------------
 
 
-def gadgets(crd: dict[str, Any]) -> dict[str, Any]:
-    """The test's CRD under another name."""
-    crd["metadata"]["name"] = "gadgets.test.example.com"
-    crd["spec"]["names"] = {"kind": "Gadget", "plural": "gadgets"}
+def gadgets(api: Any, crd: dict[str, Any]) -> dict[str, Any]:
+    """The test's definition under names that no other test has."""
+    plural = f"gadgets{api.namespace}"
+    crd["metadata"]["name"] = f"{plural}.test.example.com"
+    crd["spec"]["names"] = {"kind": plural.capitalize(), "plural": plural}
     return crd
 
 
-async def test_a_definition_is_served_at_once_and_takes_its_objects_along(api: Any, widget_crd: dict[str, Any]) -> None:
-    made = await api.post(CRDS, gadgets(widget_crd))
-    assert made.code == 201
-    conditions = {c["type"]: c["status"] for c in made.body["status"]["conditions"]}
+async def served(api: Any, crd: dict[str, Any]) -> str:
+    """Create a definition; the path of its objects, once it is served."""
+    made = await api.post(CRDS, crd)
+    assert made.code == 201, made.body
+    path: str = api.test(crd["spec"]["names"]["plural"])
+
+    async def answers() -> bool:
+        return (await api.get(path)).code == 200
+
+    await api.eventually(answers)
+    return path
+
+
+async def test_a_definition_is_served_and_takes_its_objects_along(api: Any, widget_crd: dict[str, Any]) -> None:
+    crd = gadgets(api, widget_crd)
+    name = f"{CRDS}/{crd['metadata']['name']}"
+    path = await served(api, crd)
+    made = (await api.get(name)).body
+    conditions = {c["type"]: c["status"] for c in made["status"]["conditions"]}
     assert conditions == {"NamesAccepted": "True", "Established": "True"}
-    assert made.body["spec"]["names"]["listKind"] == "GadgetList"
-    path = "/apis/test.example.com/v1/namespaces/default/gadgets"
-    gadget = {**api.widget("g"), "kind": "Gadget"}
-    assert (await api.post(path, gadget)).code == 201
-    await api.delete(f"{CRDS}/gadgets.test.example.com")
-    await api.gone(f"{CRDS}/gadgets.test.example.com")
-    assert (await api.get(path)).code == 404
-    crd = gadgets(widget_crd)
+    kind = crd["spec"]["names"]["kind"]
+    assert made["spec"]["names"]["listKind"] == f"{kind}List"
+    assert (await api.post(path, {**api.widget("g"), "kind": kind})).code == 201
+    await api.delete(name)
+    await api.gone(name)
+    await api.gone(path)
     crd["metadata"] = {"name": crd["metadata"]["name"]}
-    assert (await api.post(CRDS, crd)).code == 201
+    assert await served(api, crd) == path
     assert (await api.get(path)).body["items"] == []
 
 
@@ -223,7 +245,7 @@ async def test_a_definition_is_served_at_once_and_takes_its_objects_along(api: A
     ],
 )
 async def test_definitions_that_cannot_be_served(api: Any, widget_crd: dict[str, Any], change: Any, field: str) -> None:
-    crd = gadgets(widget_crd)
+    crd = gadgets(api, widget_crd)
     change(crd)
     reply = await api.post(CRDS, crd)
     assert reply.code == 422
@@ -239,20 +261,22 @@ def _rule(crd: dict[str, Any], rule: str) -> None:
 
 
 async def test_two_versions_show_the_same_objects(api: Any, widget_crd: dict[str, Any]) -> None:
-    crd = gadgets(widget_crd)
+    crd = gadgets(api, widget_crd)
     crd["spec"]["versions"].append({**crd["spec"]["versions"][0], "name": "v1beta1", "storage": False})
-    assert (await api.post(CRDS, crd)).code == 201
-    old, new = (f"/apis/test.example.com/{v}/namespaces/default/gadgets" for v in ("v1beta1", "v1"))
-    made = await api.post(old, {**api.widget("g"), "kind": "Gadget", "apiVersion": "test.example.com/v1beta1"})
+    new = await served(api, crd)
+    old = api.test(crd["spec"]["names"]["plural"], version="v1beta1")
+    gadget = {**api.widget("g"), "kind": crd["spec"]["names"]["kind"], "apiVersion": "test.example.com/v1beta1"}
+    made = await api.post(old, gadget)
     assert made.body["apiVersion"] == "test.example.com/v1beta1"
     assert (await api.get(f"{new}/g")).body["apiVersion"] == "test.example.com/v1"
     assert (await api.get(old)).body["items"][0]["apiVersion"] == "test.example.com/v1beta1"
     group = (await api.get("/apis/test.example.com")).body
     assert [row["version"] for row in group["versions"]] == ["v1", "v1beta1"]
+    await api.delete(f"{CRDS}/{crd['metadata']['name']}")
 
 
 async def test_ray_objects_are_kept_as_written(api: Any) -> None:
-    path = "/apis/ray.io/v1/namespaces/default/rayjobs"
+    path = f"/apis/ray.io/v1/namespaces/{api.namespace}/rayjobs"
     spec = {
         "entrypoint": "python -m x",
         "rayClusterSpec": {"headGroupSpec": {"template": {"spec": {"containers": [{}]}}}},
