@@ -26,6 +26,7 @@ _SPEC: dict[str, Any] = {
         "tags": {"type": "array", "x-kubernetes-list-type": "set", "maxItems": 5, "items": {"type": "string"}},
         "atoms": {"type": "array", "items": {"type": "string"}},
         "counts": {"type": "object", "additionalProperties": {"type": "integer"}},
+        "needs": {"type": "object", "maxProperties": 3, "additionalProperties": {"type": "integer"}},
         "parts": {
             "type": "array",
             "x-kubernetes-list-type": "map",
@@ -58,8 +59,8 @@ _SPEC: dict[str, Any] = {
     },
     "x-kubernetes-validations": [
         {"rule": "!has(self.ratio) || self.ratio < 100.0", "message": "ratio is too high", "fieldPath": ".ratio"},
-        {"rule": "self.size != 7", "messageExpression": "'seven is unlucky: ' + string(self.size)"},
-        {"rule": "!has(self.free) || self.free.missing == 1", "message": "needs free.missing"},
+        {"rule": "self.size != 7", "messageExpression": "'seven is unlucky in ' + self.color"},
+        {"rule": "!has(self.needs) || self.needs['missing'] == 1", "message": "needs.missing must be 1"},
     ],
 }
 

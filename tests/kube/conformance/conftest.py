@@ -16,6 +16,7 @@ import aiohttp
 import orjson
 import pytest
 
+from slipway_local.kubernetes.binaries import CONTROLLER_MANAGER
 from slipway_operator.kube.config import load_config
 
 from .api import WIDGET_CRD, Client
@@ -50,6 +51,8 @@ def server(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
         plane = request.getfixturevalue("control_plane")
         made = Server("kube", plane.kubeconfig)
         asyncio.run(_serve_widgets(made))
+        # The garbage collector looks for new kinds every 30 s only, and at its start.
+        plane.restart(CONTROLLER_MANAGER)
         yield made
         return
     state = tmp_path_factory.mktemp("local")

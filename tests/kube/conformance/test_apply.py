@@ -79,10 +79,10 @@ async def test_a_conflict_names_manager_and_field(api: Any) -> None:
     clash = {**api.widget("a"), "spec": {"label": "xyz", "counts": {"x": 2}}}
     reply = await api.apply(path, clash, manager="other")
     assert (reply.code, reply.body["reason"]) == (409, "Conflict")
-    assert reply.message == 'Apply failed with 2 conflicts: conflicts with "me":\n- .spec.counts.x\n- .spec.label'
+    assert reply.message == 'Apply failed with 2 conflicts: conflicts with "me":\n- .spec.label\n- .spec.counts.x'
     assert reply.body["details"]["causes"] == [
-        {"reason": "FieldManagerConflict", "message": 'conflict with "me"', "field": ".spec.counts.x"},
         {"reason": "FieldManagerConflict", "message": 'conflict with "me"', "field": ".spec.label"},
+        {"reason": "FieldManagerConflict", "message": 'conflict with "me"', "field": ".spec.counts.x"},
     ]
     one = await api.apply(path, {**api.widget("a"), "spec": {"label": "xyz"}}, manager="other")
     assert one.message == 'Apply failed with 1 conflict: conflict with "me": .spec.label'
@@ -112,7 +112,7 @@ async def test_updates_own_what_they_change(api: Any) -> None:
     assert held[("me", "Apply", "")] == {".spec.size"}
     clash = await api.apply(path, api.widget("a", label="abc"))
     assert clash.code == 409
-    assert 'conflict with "editor" using test.example.com/v1 at 20' in clash.message
+    assert 'conflict with "editor" using test.example.com/v1: .spec.label' in clash.message
     created = await api.make(api.widget("b", label="abc"))
     assert owners(created)[("tester", "Update", "")] >= {".spec.label", ".spec.size", ".spec.color"}
 
@@ -178,11 +178,12 @@ async def test_managed_fields_can_be_migrated_and_reset(api: Any) -> None:
     ("body", "params", "code", "message"),
     [
         ({"spec": {"sise": 1}}, {}, 500, ".spec.sise: field not declared in schema"),
-        ({"spec": {"size": "x"}}, {}, 500, ".spec.size: expected integer, got string"),
+        ({"spec": {"size": "x"}}, {}, 500, ".spec.size: expected numeric (int or float), got string"),
         ({"spec": {"parts": [{"name": "a"}, {"name": "a"}]}}, {}, 500, "duplicate entries for key"),
-        ({"spec": {"parts": [{"note": "a"}]}}, {}, 500, 'omits key field "name"'),
+        ({"spec": {"parts": [{"note": "a"}]}}, {}, 500, 'omits all key fields ["name"]'),
         ({"spec": {"size": 99}}, {}, 422, "should be less than or equal to 10"),
-        ({"apiVersion": "v1"}, {}, 400, "Incorrect version specified in apply patch"),
+        ({"apiVersion": "v1"}, {}, 400, "invalid object type: /v1, Kind=Widget"),
+        ({"apiVersion": "test.example.com/v2"}, {}, 400, "invalid object type: test.example.com/v2, Kind=Widget"),
         ({"metadata": {"name": "b"}}, {}, 400, "does not match the name on the URL"),
         ({"metadata": {"managedFields": []}}, {}, 400, "metadata.managedFields must be nil"),
         ({"metadata": {"uid": "x"}}, {}, 409, "uid mismatch"),
@@ -205,7 +206,7 @@ async def test_apply_takes_yaml(api: Any) -> None:
     assert made.body["spec"]["when"] == "2026-01-01T00:00:00Z"
     double = await api.apply(f"{api.widgets}/a", (body + "  size: 4\n").encode(), fieldValidation="Strict")
     assert double.code == 400
-    assert 'duplicate field "size"' in double.message
+    assert '"size"' in double.message
 
 
 # --- what holds for any configuration -----------------------------------------------------------------------------

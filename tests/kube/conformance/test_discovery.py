@@ -56,7 +56,6 @@ async def test_openapi_tells_kubectl_what_it_asks(api: Any) -> None:
     core = (await api.get("/openapi/v3/api/v1")).body
     config_map = core["paths"]["/api/v1/namespaces/{namespace}/configmaps/{name}"]
     assert "application/strategic-merge-patch+json" in config_map["patch"]["requestBody"]["content"]
-    assert (await api.get("/openapi/v2")).code == 404
 
 
 async def test_tables(api: Any) -> None:
@@ -80,7 +79,7 @@ async def test_tables(api: Any) -> None:
     whole = (await api.call("GET", f"{api.widgets}/a", headers=TABLE, params={"includeObject": "Object"})).body
     assert whole["rows"][0]["object"]["spec"]["size"] == 3
     bare = (await api.call("GET", f"{api.widgets}/a", headers=TABLE, params={"includeObject": "None"})).body
-    assert "object" not in bare["rows"][0]
+    assert bare["rows"][0]["object"] is None
 
 
 async def test_table_watches_send_headings_once(api: Any) -> None:
@@ -114,7 +113,7 @@ async def test_yaml_answers(api: Any) -> None:
     [
         ("namespaces/{namespace}/configmaps", {"kind": "ConfigMap", "data": {"a": "1", "b": "2"}}, ["x", 2]),
         ("namespaces/{namespace}/secrets", {"kind": "Secret", "stringData": {"a": "1"}}, ["x", "Opaque", 1]),
-        ("namespaces/{namespace}/serviceaccounts", {"kind": "ServiceAccount"}, ["x", 0]),
+        ("namespaces/{namespace}/serviceaccounts", {"kind": "ServiceAccount"}, ["x"]),
         (
             "nodes",
             {"kind": "Node", "status": {"conditions": [{"type": "Ready", "status": "True"}]}},
@@ -134,9 +133,11 @@ async def test_built_in_columns(api: Any, plural: str, body: dict[str, Any], cel
 
 async def test_the_one_user_may_do_everything(api: Any) -> None:
     root = "/apis/authorization.k8s.io/v1"
-    body = {"apiVersion": "authorization.k8s.io/v1", "kind": "SelfSubjectAccessReview", "spec": {}}
+    asked = {"resourceAttributes": {"verb": "create", "group": "slipway.dev", "resource": "trainjobs"}}
+    body = {"apiVersion": "authorization.k8s.io/v1", "kind": "SelfSubjectAccessReview", "spec": asked}
     reply = await api.post(f"{root}/selfsubjectaccessreviews", body)
     assert (reply.code, reply.body["status"]["allowed"]) == (201, True)
+    assert (await api.post(f"{root}/selfsubjectaccessreviews", {**body, "spec": {}})).code == 422
     assert (await api.get(f"{root}/selfsubjectaccessreviews")).code == 405
 
 
@@ -169,8 +170,8 @@ async def test_protobuf_bodies(api: Any) -> None:
     assert made.code == 201, made.body
     assert made.body["data"] == {"key": "AP8="}
     assert made.body["metadata"]["labels"] == {"team": "a"}
-    unknown = await api.call("POST", path, message("Pod", b""), "application/vnd.kubernetes.protobuf")
-    assert unknown.code == 415
+    unknown = await api.call("POST", path, message("Gadget", b""), "application/vnd.kubernetes.protobuf")
+    assert unknown.code in (400, 415)
     for broken in (b"k8s\x00\xff\xff\xff", message("Secret", b"\x0a\xff"), message("Secret", field(1, 5)), b"k8s"):
         reply = await api.call("POST", path, broken, "application/vnd.kubernetes.protobuf")
         assert reply.code == 400, broken

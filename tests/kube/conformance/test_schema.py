@@ -14,10 +14,14 @@ CRDS = "/apis/apiextensions.k8s.io/v1/customresourcedefinitions"
     [
         ({"size": 0}, "spec.size: Invalid value: 0: spec.size in body should be greater than or equal to 1"),
         ({"size": 11}, "spec.size: Invalid value: 11: spec.size in body should be less than or equal to 10"),
-        ({"size": "x"}, 'spec.size: Invalid value: "x": spec.size in body must be of type integer: "string"'),
-        ({"size": 1.5}, 'spec.size: Invalid value: 1.5: spec.size in body must be of type integer: "number"'),
-        ({"size": True}, 'spec.size: Invalid value: true: spec.size in body must be of type integer: "boolean"'),
-        ({"size": None}, 'spec.size: Invalid value: "null": spec.size in body must be of type integer: "null"'),
+        ({"size": "x"}, 'spec.size: Invalid value: "string": spec.size in body must be of type integer: "string"'),
+        ({"size": 1.5}, 'spec.size: Invalid value: "float64": spec.size in body must be of type int32: "float64"'),
+        (
+            {"size": 2**40},
+            '<nil>: Invalid value: "": Checked value must be of type integer with format int32 in spec.size',
+        ),
+        ({"size": True}, 'spec.size: Invalid value: "": spec.size in body must be of type int32: ""'),
+        ({"size": None}, "spec.size: Required value"),
         ({"color": "green"}, 'spec.color: Unsupported value: "green": supported values: "red", "blue"'),
         ({"label": "a"}, 'spec.label: Invalid value: "a": spec.label in body should be at least 2 chars long'),
         ({"label": "abcdefghi"}, "spec.label: Too long: may not be more than 8 bytes"),
@@ -77,7 +81,12 @@ async def test_defaults_are_filled_in(api: Any) -> None:
 
 async def test_null_where_it_is_allowed(api: Any) -> None:
     assert (await api.make(api.widget("a", maybe=None)))["spec"]["maybe"] is None
-    assert (await api.post(api.widgets, api.widget("b", label=None))).code == 422
+    pruned = await api.make(api.widget("b", label=None, parts=[{"name": "p", "note": None}], counts={"a": None}))
+    assert "label" not in pruned["spec"]
+    assert pruned["spec"]["parts"] == [{"name": "p", "amount": 1}]
+    assert pruned["spec"]["counts"] == {}
+    refused = await api.post(api.widgets, api.widget("c", tags=[None]))
+    assert 'spec.tags[0]: Invalid value: "null": spec.tags[0] in body must be of type string: "null"' in refused.message
 
 
 async def test_unknown_fields_are_refused_pruned_or_warned_about(api: Any) -> None:
@@ -125,20 +134,20 @@ async def test_rules_say_their_message_at_their_path(api: Any) -> None:
     reply = await api.post(api.widgets, api.widget("a", ratio=200, size=7))
     assert reply.code == 422
     causes = {cause["field"]: cause["message"] for cause in reply.body["details"]["causes"]}
-    assert causes["spec.ratio"] == 'Invalid value: "object": ratio is too high'
-    assert causes["spec"] == 'Invalid value: "object": seven is unlucky: 7'
+    assert causes["spec.ratio"] == "Invalid value: ratio is too high"
+    assert causes["spec"] == "Invalid value: seven is unlucky in red"
 
 
 async def test_a_rule_that_ends_in_an_error_has_failed(api: Any) -> None:
-    reply = await api.post(api.widgets, api.widget("a", free={"other": 1}))
+    reply = await api.post(api.widgets, api.widget("a", needs={"other": 1}))
     assert reply.code == 422
-    assert "no such key: missing evaluating rule: needs free.missing" in reply.message
+    assert "no such key: missing evaluating rule: needs.missing must be 1" in reply.message
 
 
 async def test_rules_see_the_name(api: Any) -> None:
     reply = await api.post(api.widgets, api.widget("a" * 21))
     assert reply.code == 422
-    assert 'Invalid value: "object": name is too long' in reply.message
+    assert "<nil>: Invalid value: name is too long" in reply.message
 
 
 async def test_transition_rules(api: Any) -> None:
@@ -146,9 +155,9 @@ async def test_transition_rules(api: Any) -> None:
     path = f"{api.widgets}/a"
     changed = await api.merge(path, {"spec": {"fixed": "y"}})
     assert changed.code == 422
-    assert 'spec.fixed: Invalid value: "string": is immutable' in changed.message
+    assert 'spec.fixed: Invalid value: "y": is immutable' in changed.message
     reordered = await api.merge(path, {"spec": {"parts": [{"name": "q"}, {"name": "p"}]}})
-    assert 'spec.parts[1]: Invalid value: "object": note may not be removed' in reordered.message
+    assert "spec.parts[1]: Invalid value: note may not be removed" in reordered.message
     removed = await api.merge(path, {"spec": {"parts": [{"name": "q"}], "fixed": None}})
     assert removed.code == 200
 
@@ -228,7 +237,6 @@ async def test_a_definition_is_served_and_takes_its_objects_along(api: Any, widg
         (lambda crd: crd["spec"]["names"].pop("kind"), "spec.names.kind"),
         (lambda crd: crd["spec"]["versions"][0].update(storage=False), "spec.versions"),
         (lambda crd: crd["spec"]["versions"][0].pop("schema"), "spec.versions[0].schema.openAPIV3Schema"),
-        (lambda crd: crd["spec"].update(conversion={"strategy": "Webhook"}), "spec.conversion.strategy"),
         (lambda crd: _spec_schema(crd).pop("type"), "properties[spec].type"),
         (lambda crd: _spec_schema(crd)["properties"]["atoms"].pop("items"), "properties[atoms].items"),
         (lambda crd: _spec_schema(crd)["properties"]["label"].update(pattern="("), "properties[label].pattern"),
@@ -236,11 +244,11 @@ async def test_a_definition_is_served_and_takes_its_objects_along(api: Any, widg
         (lambda crd: _rule(crd, "self.size.frobnicate()"), "x-kubernetes-validations[0].rule"),
         (
             lambda crd: crd["spec"]["versions"][0]["additionalPrinterColumns"][0].update(type="color"),
-            "spec.versions[0].additionalPrinterColumns[0].type",
+            "additionalPrinterColumns[0].type",
         ),
         (
             lambda crd: crd["spec"]["versions"][0]["additionalPrinterColumns"][0].update(jsonPath="size"),
-            "spec.versions[0].additionalPrinterColumns",
+            "additionalPrinterColumns",
         ),
     ],
 )
@@ -277,12 +285,20 @@ async def test_two_versions_show_the_same_objects(api: Any, widget_crd: dict[str
 
 async def test_ray_objects_are_kept_as_written(api: Any) -> None:
     path = f"/apis/ray.io/v1/namespaces/{api.namespace}/rayjobs"
+    container = {"name": "ray-head", "image": "slipway/jobs:0.1.0", "resources": {"limits": {"cpu": "1"}}}
     spec = {
         "entrypoint": "python -m x",
-        "rayClusterSpec": {"headGroupSpec": {"template": {"spec": {"containers": [{}]}}}},
+        "rayClusterSpec": {
+            "rayVersion": "2.60.0",
+            "headGroupSpec": {"rayStartParams": {}, "template": {"spec": {"containers": [container]}}},
+        },
     }
     body = {"apiVersion": "ray.io/v1", "kind": "RayJob", "metadata": {"name": "r"}, "spec": spec}
     made = await api.post(path, body, fieldValidation="Strict")
-    assert made.body["spec"] == spec
+    assert made.code == 201, made.body
+    kept = made.body["spec"]
+    assert kept["entrypoint"] == spec["entrypoint"]
+    assert kept["rayClusterSpec"]["headGroupSpec"]["template"]["spec"]["containers"] == [container]
     status = await api.merge(f"{path}/r/status", {"status": {"jobStatus": "RUNNING", "dashboardURL": "http://x"}})
-    assert status.body["status"] == {"jobStatus": "RUNNING", "dashboardURL": "http://x"}
+    # KubeRay's own definition adds counters with defaults.
+    assert status.body["status"].items() >= {"jobStatus": "RUNNING", "dashboardURL": "http://x"}.items()

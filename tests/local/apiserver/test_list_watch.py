@@ -38,6 +38,12 @@ async def test_a_page_token_outlives_no_restart(
         assert bad.code == 400
 
 
+async def test_a_list_of_the_past_is_gone(api: Any) -> None:
+    current = int((await api.get(api.widgets)).body["metadata"]["resourceVersion"])
+    old = await api.get(api.widgets, resourceVersion=str(current - 1), resourceVersionMatch="Exact")
+    assert old.code == 410
+
+
 async def test_events_are_forgotten_after_an_hour(
     tmp_path: Path, widget_crd: dict[str, Any], connect: Callable[[ApiServer], Any]
 ) -> None:
