@@ -77,6 +77,26 @@ class RayConfig(ApiModel):
     version: str = Field(default="2.60.0", pattern=r"^\d+\.\d+\.\d+$", description="Ray version inside the image.")
 
 
+Cidr = Annotated[str, Field(max_length=64, pattern=r"^[0-9a-fA-F.:]+/[0-9]{1,3}$")]
+Port = Annotated[int, Field(ge=1, le=65535)]
+
+
+class NetworkPolicyConfig(ApiModel):
+    """What the pods of a run may talk to, besides each other and DNS. All else is denied."""
+
+    operator_namespace: Name = Field(description="Namespace of the operator's pods.")
+    operator_labels: dict[str, str] = Field(min_length=1, description="Labels of the operator's pods.")
+    reports_port: Port = Field(description="Port that the operator's pods take reports on.")
+    ray_operator_namespace: Name = Field(description="Namespace of KubeRay, which submits to port 8265.")
+    egress_ports: Annotated[list[Port], Field(max_length=32)] = Field(
+        default_factory=lambda: [443], description="Ports outside the cluster: object storage, model hubs."
+    )
+    egress_except: Annotated[list[Cidr], Field(max_length=32)] = Field(
+        default_factory=lambda: ["169.254.0.0/16", "fd00:ec2::254/128"],
+        description="Never, not even on those ports: cloud metadata services.",
+    )
+
+
 class OperatorConfig(ApiModel):
     """Everything that the operator is told at start-up."""
 
@@ -88,6 +108,9 @@ class OperatorConfig(ApiModel):
     )
     leader_election: LeaderElectionConfig = Field(default_factory=LeaderElectionConfig)
     ray: RayConfig = Field(default_factory=RayConfig)
+    network_policy: NetworkPolicyConfig | None = Field(
+        default=None, description="Make a NetworkPolicy for each TrainJob. Default: none."
+    )
     namespaces: Annotated[list[Name], Field(max_length=256)] = Field(
         default_factory=list, description="Watch these namespaces only. Empty: all."
     )

@@ -32,6 +32,7 @@ from slipway_operator.controllers.trainjob.attempts import (
     replan_after_out_of_memory,
 )
 from slipway_operator.controllers.trainjob.status import StatusDraft, describe_waiting
+from slipway_operator.network_policy import network_policy
 from slipway_operator.planner.fit import fit
 
 
@@ -359,6 +360,9 @@ def _start(observed: Observed, spec: TrainJobSpec, settings: Settings, plan: _Pl
     )
     token = report_token(settings.report_key, metadata["uid"], number)
     ray_job = kuberay.ray_job(job, run, settings.config.ray)
+    policy = settings.config.network_policy
+    # The walls stand before anything runs between them.
+    plan.apply += [network_policy(job, policy)] if policy else []
     plan.apply += [kuberay.token_secret(job, number, token, settings.report_ca), ray_job]
     draft.begin_attempt(number, draft.now, ray_job["metadata"]["name"])
     draft.set(c.RUNNING, "False", c.WAITING_FOR_RESOURCES, f"attempt {number} is created; waiting for resources")
