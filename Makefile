@@ -6,7 +6,7 @@ INSTALLED := $(VENV)/.installed
 CRDS := charts/slipway/templates/crds
 BENCHMARKS ?= apiserver kube_runtime control_plane data_preparation training_overhead start_up
 
-.PHONY: help setup demo test lint format bench crds constraints clean
+.PHONY: help setup demo test lint format bench crds chart-snapshots constraints clean
 .DEFAULT_GOAL := help
 
 help:  ## List the targets
@@ -43,6 +43,9 @@ bench: setup  ## Every benchmark, each printing its table
 
 crds: setup  ## Write the CRDs that the chart ships
 	$(BIN)/python -m slipway_api crds $(CRDS)
+
+chart-snapshots: setup  ## Write what the chart renders and grants into tests/chart
+	UPDATE_SNAPSHOTS=1 $(BIN)/python -m pytest -q tests/chart -k 'snapshot or exactly'
 
 constraints: setup  ## Pin what is installed now
 	(echo "# Versions that install together and pass 'pip check' (Python 3.11, Linux). Regenerate: make constraints"; \

@@ -141,7 +141,7 @@ class TrainJobReconciler:
     async def _tell_forbidden(self, key: Key, job: dict[str, Any], error: Forbidden) -> Outcome:
         """Our rights end before this namespace: say so where the user looks, and try again without hurry."""
         message = (
-            f"the operator was refused in namespace {key.namespace}: {error.message}. If it lacks a right there, add the "
+            f"refused in namespace {key.namespace}: {error.message}. If the operator lacks a right there, add the "
             "namespace to the chart's watch.namespaces; the job goes on by itself then"
         )
         draft = StatusDraft.of(job, self._clock())
