@@ -18,7 +18,7 @@ from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
 from slipway_api import GROUP, VERSION
-from slipway_api.base import ApiModel
+from slipway_api.base import ApiModel, Rule
 from slipway_api.trainjob import TrainJob
 
 _SCALARS: dict[type, dict[str, Any]] = {
@@ -231,5 +231,7 @@ def _constrain(schema: dict[str, Any], metadata: list[Any]) -> None:
             schema["maxItems" if array else "maxLength"] = item.max_length
         elif getattr(item, "pattern", None):
             schema["pattern"] = item.pattern
+        elif isinstance(item, Rule):
+            schema.setdefault("x-kubernetes-validations", []).append({"rule": item.rule, "message": item.message})
     if schema.get("type") == "integer":
         schema["format"] = "int64" if schema.get("maximum", _INT32_MAX + 1) > _INT32_MAX else "int32"

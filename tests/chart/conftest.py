@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shutil
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
@@ -11,6 +10,8 @@ from typing import Any
 
 import pytest
 import yaml
+
+from slipway_local.kubernetes.binaries import MissingBinaryError, find
 
 ROOT = Path(__file__).resolve().parents[2]
 CHART = ROOT / "charts/slipway"
@@ -21,20 +22,15 @@ Helm = Callable[..., subprocess.CompletedProcess[str]]
 Objects = list[dict[str, Any]]
 
 
-def _helm() -> str | None:
-    cache = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "slipway/control-plane"
-    built = sorted(cache.glob("*/bin/helm"), key=lambda path: path.stat().st_mtime)
-    return str(built[-1]) if built else shutil.which("helm")
-
-
 @pytest.fixture(scope="session")
 def helm() -> Helm:
     """Runs helm; what it says about a failure is the caller's to judge."""
-    binary = _helm()
-    if binary is None:
+    try:
+        binary = str(find("helm"))
+    except MissingBinaryError as error:
         if os.environ.get("CI"):
-            pytest.fail("the chart was not tested: there is no helm; `make control-plane` builds it")
-        pytest.skip("there is no helm: `make control-plane` builds it")
+            pytest.fail(f"the chart was not tested: {error}")
+        pytest.skip(f"the chart was not tested: {error}")
 
     def run(*arguments: str | Path, **environment: str) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
