@@ -1,7 +1,7 @@
 """The base model, the constrained scalar types and the CEL rules that every API type is built from.
 
-A class states its validity rules once, as CEL (`cel_rules`); the CRD generator copies them into
-`x-kubernetes-validations`, and the local API server and the command line evaluate the very same text.
+A class states its validity rules once, as CEL (`cel_rules`), a scalar type in its metadata; the CRD generator copies
+them into `x-kubernetes-validations`, and the local API server and the command line evaluate the very same text.
 No rule lives in a Python validator, because a real kube-apiserver could not run it.
 """
 
@@ -80,14 +80,14 @@ Uri = Annotated[
     ),
     Rule("!self.contains('::')", "must not chain file systems ('::') or name an IPv6 address: give one plain URI"),
     Rule(
-        r"!self.matches('^(?i)((file|local)://[^/]*)?/+((proc|sys|dev|(var/+)?run/+(secrets|slipway))(/|$))')"
+        "!self.matches('(?i)^((file|local)://[^/]*)?/+(proc|sys|dev|(var/+)?run/+(secrets|slipway))(/|$)')"
         " || self.matches('^((file|local)://)?/dev/shm/.')",
         "must not name the process, device or secret directories of the machine that runs the job",
     ),
     Rule(
-        r"!self.matches('^(?i)[a-z][a-z0-9+.-]*://([^/]*@)?(169[.]254[.]|127[.]|0[.]0[.]0[.]0|100[.]100[.]100[.]200|"
-        r"metadata([.]|[:/]|$)|\\[)')"
-        r" && !self.matches('^(?i)https?://([^/]*@)?(localhost([:/]|$)|(0x[0-9a-f.]+|[0-9]+|0[0-7.]+)([:/]|$))')",
+        "!self.matches('(?i)^[a-z][a-z0-9+.-]*://([^/]*@)?(169[.]254[.]|127[.]|0[.]0[.]0[.]0|100[.]100[.]100[.]200)')"
+        " && !self.matches('(?i)^https?://([^/]*@)?((localhost|metadata([.][^/:]*)?)[.]?|0x[0-9a-f.]+|[0-9]+)([:/]|$)')"
+        " && !self.contains('://[') && !self.contains('@[')",
         "must not name a loopback, link-local or metadata address",
     ),
 ]
