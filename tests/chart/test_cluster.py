@@ -120,7 +120,9 @@ def previous(helm: Helm, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return directory / "slipway-0.0.9.tgz"
 
 
-def test_install_work_upgrade_uninstall(cluster: Cluster, previous: Path, tmp_path: Path) -> None:
+def test_install_work_upgrade_uninstall(
+    cluster: Cluster, rendered: Callable[[str], Objects], previous: Path, tmp_path: Path
+) -> None:
     """One story, because each chapter needs the world that the one before has left.
 
     No node runs anything: the operator is started here with what the chart made for it, and the RayJob is marked as
@@ -198,6 +200,47 @@ def test_install_work_upgrade_uninstall(cluster: Cluster, previous: Path, tmp_pa
 
     cluster.helm("install", RELEASE, CHART, "--values", values)  # takes up what it had kept
     assert cluster.get("secret", f"{RELEASE}-report-key", NAMESPACE)["data"] == _key(tmp_path)
+
+    objects = rendered("cluster")
+    used, refused = requests_of(cluster, ACCOUNT)
+    # The one refusal is what the story is about: team-c before it was listed.
+    assert refused == {"patch secrets in team-c"}
+    # A server-side apply that makes an object needs the right to create it; its request says patch. An Event that was
+    # said before, and deleting a job after its time, do not happen here: tests/unit/kube/test_events.py, decide.py.
+    implied = {f"create {kind}" for kind in ("secrets", "rayjobs.ray.io", "networkpolicies.networking.k8s.io")}
+    elsewhere_used = {"get events", "patch events", "delete trainjobs.slipway.dev"}
+    assert used <= granted(objects)
+    assert granted(objects) - implied - elsewhere_used <= used, "a right that nothing uses"
+
+
+def requests_of(cluster: Cluster, user: str) -> tuple[set[str], set[str]]:
+    """What this user has asked of resources, by the audit log: ({verb resource}, {those refused, with namespace})."""
+    used, refused = set(), set()
+    for line in cluster.control_plane.audit_log.read_text().splitlines():
+        event = json.loads(line)
+        target = event.get("objectRef")
+        if event["user"]["username"] != user or not target or event["stage"] != "ResponseComplete":
+            continue
+        resource = "/".join(filter(None, (target["resource"], target.get("subresource"))))
+        label = f"{event['verb']} {resource}" + (f".{target['apiGroup']}" if target.get("apiGroup") else "")
+        used.add(label)
+        if event["responseStatus"]["code"] == 403:
+            refused.add(f"{label} in {target['namespace']}")
+    return used, refused
+
+
+def granted(objects: Objects) -> set[str]:
+    """What the chart allows the operator's account, in the notation of `requests_of`."""
+    names = {"slipway", "slipway-leader-election"}
+    return {
+        f"{verb} {resource}" + (f".{group}" if group else "")
+        for obj in objects
+        if obj["kind"] in ("Role", "ClusterRole") and obj["metadata"]["name"] in names
+        for rule in obj["rules"]
+        for group in rule["apiGroups"]
+        for resource in rule["resources"]
+        for verb in rule["verbs"]
+    }
 
 
 KEPT = [
