@@ -1,7 +1,7 @@
 """The base model, the constrained scalar types and the CEL rules that every API type is built from.
 
-A class states its validity rules once, as CEL (`cel_rules`); the CRD generator copies them into
-`x-kubernetes-validations`, and the local API server and the command line evaluate the very same text.
+A class states its validity rules once, as CEL (`cel_rules`), a scalar type in its metadata; the CRD generator copies
+them into `x-kubernetes-validations`, and the local API server and the command line evaluate the very same text.
 No rule lives in a Python validator, because a real kube-apiserver could not run it.
 """
 
@@ -70,7 +70,26 @@ def immutable_optional(field: str) -> Rule:
 
 # Every string has a maximum: the API server bounds the cost of a CEL rule by it.
 Uri = Annotated[
-    str, Field(min_length=1, max_length=1024, pattern=r"^[A-Za-z][A-Za-z0-9+.-]*://[^\s\x00]+$|^/[^\s\x00]*$")
+    str,
+    Field(min_length=1, max_length=1024, pattern=r"^[A-Za-z][A-Za-z0-9+.-]*://[^\s\x00]+$|^/[^\s\x00]*$"),
+    # What a manifest names is opened by the run, with the run's rights. These rules are the first wall, not the only
+    # one: a DNS name may still resolve to any address, which the network policy of the run catches.
+    Rule(
+        r"!self.matches('(^|/)[.][.]?(/|$)') && !self.matches('(?i)%2e')",
+        "must not contain '.' or '..' as a path segment: write the resolved path",
+    ),
+    Rule("!self.contains('::')", "must not chain file systems ('::') or name an IPv6 address: give one plain URI"),
+    Rule(
+        "!self.matches('(?i)^((file|local)://[^/]*)?/+(proc|sys|dev|(var/+)?run/+(secrets|slipway))(/|$)')"
+        " || self.matches('^((file|local)://)?/dev/shm/.')",
+        "must not name the process, device or secret directories of the machine that runs the job",
+    ),
+    Rule(
+        "!self.matches('(?i)^[a-z][a-z0-9+.-]*://([^/]*@)?(169[.]254[.]|127[.]|0[.]0[.]0[.]0|100[.]100[.]100[.]200)')"
+        " && !self.matches('(?i)^https?://([^/]*@)?((localhost|metadata([.][^/:]*)?)[.]?|0x[0-9a-f.]+|[0-9]+)([:/]|$)')"
+        " && !self.contains('://[') && !self.contains('@[')",
+        "must not name a loopback, link-local or metadata address",
+    ),
 ]
 Glob = Annotated[str, Field(min_length=1, max_length=256, pattern=r"^[^/\x00][^\x00]*$")]
 Name = Annotated[str, Field(min_length=1, max_length=253, pattern=r"^[a-z0-9]([-a-z0-9.]*[a-z0-9])?$")]

@@ -32,6 +32,7 @@ NOT_SUSPENDED = "NotSuspended"
 # Reasons of Running.
 WAITING_FOR_RESOURCES = "WaitingForResources"
 WAITING_FOR_RAY_OPERATOR = "WaitingForRayOperator"
+FORBIDDEN = "Forbidden"  # the operator lacks a right in the job's namespace
 STARTING = "Starting"
 PREPARING_DATA = "PreparingData"
 TRAINING = "Training"

@@ -15,7 +15,7 @@ class HubModel(ApiModel):
     repo: Annotated[str, Field(min_length=1, max_length=200, pattern=r"^[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?$")] = (
         Field(description="Repository, as owner/name.")
     )
-    revision: Annotated[str, Field(min_length=1, max_length=128, pattern=r"^[\w./-]+$")] = Field(
+    revision: Annotated[str, Field(min_length=1, max_length=128, pattern=r"^[\w-]+([./][\w-]+)*$")] = Field(
         default="main", description="Branch, tag or commit. Pin a commit for a run that can be repeated."
     )
 

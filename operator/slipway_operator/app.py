@@ -27,15 +27,50 @@ from slipway_operator.kube.lease import LeaderElector
 from slipway_operator.kube.limiter import AdaptiveLimiter
 from slipway_operator.kube.manager import Manager
 from slipway_operator.kube.metrics import Metrics
+from slipway_operator.kube.outcomes import Done, Outcome
 from slipway_operator.kube.queue import WorkQueue
 from slipway_operator.kube.reflector import Reflector
 from slipway_operator.kube.resource import RAYJOBS, TRAINJOBS, Key, uid_of
 from slipway_operator.kube.store import Change, Store, keep
 from slipway_operator.reports import ReportServer, ReportStore, RunKey
+from slipway_operator.serving_tls import ServingCertificate, read_ca
 
 COMPONENT = "slipway-operator"
 # Progress is folded into status at most once in that many seconds for each object.
 _STATUS_INTERVAL = 2.0
+
+
+class Scope:
+    """One watched namespace, or all of them (None): its caches, and the reconciler that reads them."""
+
+    def __init__(
+        self,
+        namespace: str | None,
+        client: Client,
+        reports: ReportStore,
+        recorder: EventRecorder,
+        settings: Settings,
+        metrics: Metrics,
+    ) -> None:
+        self.train_jobs = Store(TRAINJOBS, {BASE_MODEL_INDEX: by_base_model, OWNER_INDEX: by_owner})
+        # A RayJob's pod templates are several KiB that no reconcile reads.
+        self.ray_jobs = Store(RAYJOBS, {OWNER_INDEX: by_owner}, project=keep("status"))
+        self.jobs = Reflector(client, self.train_jobs, namespace=namespace, metrics=metrics)
+        self.children = Reflector(client, self.ray_jobs, namespace=namespace, optional=True, metrics=metrics)
+        self.expectations = Expectations("trainjob", self.train_jobs, self.ray_jobs, metrics=metrics)
+        caches = Caches(self.train_jobs, self.ray_jobs, lambda: self.children.missing)
+        self.reconciler = TrainJobReconciler(client, caches, reports, recorder, self.expectations, settings)
+
+    @property
+    def reflectors(self) -> list[Reflector]:
+        """All that keep its caches."""
+        return [self.jobs, self.children]
+
+    def feed(self, controller: Controller) -> None:
+        """Queues what changes here."""
+        controller.watches(self.jobs)
+        controller.watches(self.jobs, indexed(self.train_jobs, BASE_MODEL_INDEX))
+        controller.watches(self.children, owner_of(TRAINJOBS))
 
 
 class Operator:
@@ -43,7 +78,10 @@ class Operator:
 
     def __init__(self, config: OperatorConfig, connection: ConnectionConfig) -> None:
         self._config = config
-        self._settings = Settings(config=config, report_key=_read_key(config.reports.key_file))
+        self._settings = Settings(
+            config=config, report_key=_read_key(config.reports.key_file), report_ca=read_ca(config.reports.ca_file)
+        )
+        self._certificate = ServingCertificate(config.reports.tls) if config.reports.tls else None
         self._metrics = Metrics()
         self._elector: LeaderElector | None = None
         self._client = Client(
@@ -61,10 +99,13 @@ class Operator:
                 f"{os.environ.get('POD_NAME', socket.gethostname())}_{os.getpid()}",
                 metrics=self._metrics,
             )
-        self._train_jobs = Store(TRAINJOBS, {BASE_MODEL_INDEX: by_base_model, OWNER_INDEX: by_owner})
-        # A RayJob's pod templates are several KiB that no reconcile reads.
-        self._ray_jobs = Store(RAYJOBS, {OWNER_INDEX: by_owner}, project=keep("status"))
         self._reports = ReportStore()
+        self._recorder = EventRecorder(self._client, COMPONENT, metrics=self._metrics)
+        watched: list[str | None] = [*config.namespaces] or [None]
+        self._scopes = {
+            namespace: Scope(namespace, self._client, self._reports, self._recorder, self._settings, self._metrics)
+            for namespace in watched
+        }
         self._queue = WorkQueue("trainjob", metrics=self._metrics)
         self._manager = self._build()
 
@@ -74,35 +115,22 @@ class Operator:
 
     def _build(self) -> Manager:
         config, metrics = self._config, self._metrics
-        jobs = Reflector(self._client, self._train_jobs, namespace=config.namespace, metrics=metrics)
-        children = Reflector(self._client, self._ray_jobs, namespace=config.namespace, optional=True, metrics=metrics)
-        recorder = EventRecorder(self._client, COMPONENT, metrics=metrics)
-        expectations = Expectations("trainjob", self._train_jobs, self._ray_jobs, metrics=metrics)
-        reconciler = TrainJobReconciler(
-            self._client,
-            Caches(self._train_jobs, self._ray_jobs, lambda: children.missing),
-            self._reports,
-            recorder,
-            expectations,
-            self._settings,
-        )
         controller = Controller(
             "trainjob",
             self._queue,
-            reconciler.reconcile,
+            self._reconcile,
             workers=config.workers,
-            hold=expectations.hold,
+            hold=self._hold,
             metrics=metrics,
         )
-        controller.watches(jobs)
-        controller.watches(jobs, indexed(self._train_jobs, BASE_MODEL_INDEX))
-        controller.watches(children, owner_of(TRAINJOBS))
-        jobs.add_handler(self._forget_deleted)
+        for scope in self._scopes.values():
+            scope.feed(controller)
+            scope.jobs.add_handler(self._forget_deleted)
         return Manager(
-            reflectors=[jobs, children],
+            reflectors=[reflector for scope in self._scopes.values() for reflector in scope.reflectors],
             controllers=[controller],
             services=[self._serve_reports],
-            recorder=recorder,
+            recorder=self._recorder,
             elector=self._elector,
             health_address=_address(config.metrics.listen, "metrics.listen"),
             metrics=metrics,
@@ -114,6 +142,19 @@ class Operator:
         async with self._client:
             await self._manager.run()
 
+    # --- scopes ---------------------------------------------------------------------------------------------------
+
+    def _scope(self, namespace: str) -> Scope | None:
+        return self._scopes.get(namespace) or self._scopes.get(None)
+
+    async def _reconcile(self, key: Key) -> Outcome:
+        scope = self._scope(key.namespace)
+        return await scope.reconciler.reconcile(key) if scope else Done()
+
+    def _hold(self, key: Key) -> float:
+        scope = self._scope(key.namespace)
+        return scope.expectations.hold(key) if scope else 0.0
+
     # --- reports --------------------------------------------------------------------------------------------------
 
     async def _serve_reports(self) -> None:
@@ -124,19 +165,26 @@ class Operator:
             on_report=self._on_report,
             ready=self._ready_for_reports,
         )
-        server = HealthServer(endpoint.app(), *_address(self._config.reports.listen, "reports.listen"))
+        certificate = self._certificate
+        server = HealthServer(
+            endpoint.app(),
+            *_address(self._config.reports.listen, "reports.listen"),
+            tls=certificate.context if certificate else None,
+        )
         await server.start()
         try:
-            await asyncio.Event().wait()
+            await (certificate.follow() if certificate else asyncio.Event().wait())
         finally:
             await server.stop()
 
     def _ready_for_reports(self) -> bool:
         """Only who leads may answer: the others cannot write what they are told."""
-        return bool(self._train_jobs.resource_version) and (self._elector is None or self._elector.is_valid())
+        synced = all(scope.train_jobs.resource_version for scope in self._scopes.values())
+        return synced and (self._elector is None or self._elector.is_valid())
 
     def _current_attempt(self, key: RunKey) -> int | None:
-        job = self._train_jobs.get(Key(key.namespace, key.name))
+        scope = self._scope(key.namespace)
+        job = scope.train_jobs.get(Key(key.namespace, key.name)) if scope else None
         if job is None or uid_of(job) != key.uid:
             return None
         return int((job.get("status") or {}).get("attempt", 0))

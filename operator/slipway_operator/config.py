@@ -24,6 +24,13 @@ class StorageConfig(ApiModel):
     uri: str = Field(min_length=1, description="Prefix under which every namespace has its own folder (fsspec URI).")
 
 
+class ReportsTlsConfig(ApiModel):
+    """The certificate that the report endpoint serves with. Both files are read again when they change."""
+
+    cert_file: Path = Field(description="PEM file: the certificate and what leads to its CA.")
+    key_file: Path = Field(description="PEM file: its private key.")
+
+
 class ReportsConfig(ApiModel):
     """The endpoint that runs report to."""
 
@@ -31,7 +38,10 @@ class ReportsConfig(ApiModel):
     url: str = Field(description="Base URL under which runs reach it.")
     key_file: Path = Field(description="File with the key that run tokens are derived from (any bytes).")
     interval_seconds: int = Field(default=2, ge=1, le=3600, description="Seconds between a run's progress reports.")
-    ca_file: str | None = Field(default=None, description="CA bundle, as runs see it, of an https url.")
+    tls: ReportsTlsConfig | None = Field(default=None, description="Serve https. Default: plain http.")
+    ca_file: Path | None = Field(
+        default=None, description="CA bundle of an https url. Each attempt gets it with its token; none: the image's."
+    )
 
 
 class MetricsConfig(ApiModel):
@@ -67,6 +77,26 @@ class RayConfig(ApiModel):
     version: str = Field(default="2.60.0", pattern=r"^\d+\.\d+\.\d+$", description="Ray version inside the image.")
 
 
+Cidr = Annotated[str, Field(max_length=64, pattern=r"^[0-9a-fA-F.:]+/[0-9]{1,3}$")]
+Port = Annotated[int, Field(ge=1, le=65535)]
+
+
+class NetworkPolicyConfig(ApiModel):
+    """What the pods of a run may talk to, besides each other and DNS. All else is denied."""
+
+    operator_namespace: Name = Field(description="Namespace of the operator's pods.")
+    operator_labels: dict[str, str] = Field(min_length=1, description="Labels of the operator's pods.")
+    reports_port: Port = Field(description="Port that the operator's pods take reports on.")
+    ray_operator_namespace: Name = Field(description="Namespace of KubeRay, which submits to port 8265.")
+    egress_ports: Annotated[list[Port], Field(max_length=32)] = Field(
+        default_factory=lambda: [443], description="Ports outside the cluster: object storage, model hubs."
+    )
+    egress_except: Annotated[list[Cidr], Field(max_length=32)] = Field(
+        default_factory=lambda: ["169.254.0.0/16", "fd00:ec2::254/128"],
+        description="Never, not even on those ports: cloud metadata services.",
+    )
+
+
 class OperatorConfig(ApiModel):
     """Everything that the operator is told at start-up."""
 
@@ -78,7 +108,12 @@ class OperatorConfig(ApiModel):
     )
     leader_election: LeaderElectionConfig = Field(default_factory=LeaderElectionConfig)
     ray: RayConfig = Field(default_factory=RayConfig)
-    namespace: Name | None = Field(default=None, description="Watch this namespace only. Default: all.")
+    network_policy: NetworkPolicyConfig | None = Field(
+        default=None, description="Make a NetworkPolicy for each TrainJob. Default: none."
+    )
+    namespaces: Annotated[list[Name], Field(max_length=256)] = Field(
+        default_factory=list, description="Watch these namespaces only. Empty: all."
+    )
     workers: int = Field(default=4, ge=1, le=64, description="TrainJobs reconciled at the same time.")
 
 
@@ -86,7 +121,7 @@ def load(path: Path) -> OperatorConfig:
     """Read the file. Raises ConfigError naming the file and every wrong field."""
     try:
         document = yaml.safe_load(path.read_text())
-        return OperatorConfig.model_validate(document)
+        config = OperatorConfig.model_validate(document)
     except OSError as error:
         raise ConfigError(f"{path}: cannot be read: {error.strerror}") from error
     except yaml.YAMLError as error:
@@ -94,3 +129,9 @@ def load(path: Path) -> OperatorConfig:
     except ValidationError as error:
         wrong = "; ".join(f"{'.'.join(map(str, e['loc'])) or 'document'}: {e['msg']}" for e in error.errors())
         raise ConfigError(f"{path}: {wrong}") from error
+    secure = config.reports.url.startswith("https://")
+    if not secure and (config.reports.tls or config.reports.ca_file):
+        raise ConfigError(f"{path}: reports.url: must begin with https:// when reports.tls or reports.caFile is set")
+    if len(set(config.namespaces)) != len(config.namespaces):
+        raise ConfigError(f"{path}: namespaces: a namespace is named twice")
+    return config

@@ -23,6 +23,7 @@ LABEL_ATTEMPT = f"{GROUP}/attempt"
 MANAGED_BY = {"app.kubernetes.io/managed-by": "slipway"}
 TOKEN_DIRECTORY = "/var/run/slipway"
 TOKEN_FILE = f"{TOKEN_DIRECTORY}/report-token"
+CA_FILE = f"{TOKEN_DIRECTORY}/ca.crt"
 ENTRYPOINT = "python -m slipway_jobs.train"
 
 
@@ -57,14 +58,15 @@ def _metadata(job: dict[str, Any], name: str, attempt: int) -> dict[str, Any]:
     }
 
 
-def token_secret(job: dict[str, Any], attempt: int, token: str) -> dict[str, Any]:
-    """The Secret that the attempt's head mounts."""
+def token_secret(job: dict[str, Any], attempt: int, token: str, ca: str | None = None) -> dict[str, Any]:
+    """The Secret that the attempt's head mounts; `ca` is the PEM bundle that the report endpoint is trusted by."""
+    data = {"report-token": token} | ({"ca.crt": ca} if ca else {})
     return {
         "apiVersion": "v1",
         "kind": "Secret",
         "type": "Opaque",
         "metadata": _metadata(job, secret_name(job["metadata"]["name"], attempt), attempt),
-        "stringData": {"report-token": token},
+        "stringData": data,
     }
 
 

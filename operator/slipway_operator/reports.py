@@ -80,6 +80,8 @@ class ReportServer:
 
     200 accepted (an end: and durable) · 400 not a report · 401 no or wrong token · 404 no such job · 410 the attempt is
     over or was never started, a run must stop · 413 too large · 503 not ready, try again.
+
+    A 503 closes the connection: behind a Service that is how a run gets from a replica that waits to the leading one.
     """
 
     def __init__(
@@ -136,4 +138,7 @@ class ReportServer:
 
 
 def _answer(status: int, message: str) -> web.Response:
-    return web.json_response({"message": message}, status=status)
+    answer = web.json_response({"message": message}, status=status)
+    if status == 503:
+        answer.force_close()
+    return answer

@@ -25,6 +25,10 @@ def test_good(tmp_path: Path) -> None:
     [
         (GOOD + "worker: 3\n", "worker"),
         (GOOD + "workers: 0\n", "workers"),
+        (GOOD + "namespaces: [a, a]\n", "named twice"),
+        (GOOD.replace("keyFile: /key", "keyFile: /key, caFile: /ca"), "https://"),
+        (GOOD.replace("keyFile: /key", "keyFile: /key, tls: {certFile: /c, keyFile: /k}"), "https://"),
+        (GOOD.replace("keyFile: /key", "keyFile: /key, tls: {certFile: /c}"), "reports.tls.keyFile"),
         ("storage: {uri: x}\n", "reports"),
         (": : :", "not YAML"),
         ("[]", "document"),

@@ -28,11 +28,13 @@ class Endpoint:
     client: Any = None
 
     async def post(self, body: Any, attempt: int = 1, token: str | None = None, uid: str = UID) -> int:
+        return int((await self.answer(body, attempt, token, uid)).status)
+
+    async def answer(self, body: Any, attempt: int = 1, token: str | None = None, uid: str = UID) -> Any:
         bearer = report_token(KEY, uid, attempt) if token is None else token
-        response = await self.client.post(
+        return await self.client.post(
             f"/v1/runs/team/job/{uid}/{attempt}", json=body, headers={"Authorization": f"Bearer {bearer}"}
         )
-        return int(response.status)
 
 
 @pytest.fixture
@@ -91,8 +93,11 @@ async def test_unknown_job_and_superseded_attempt_are_final(endpoint: Endpoint) 
 
 
 async def test_not_ready_asks_to_come_back(endpoint: Endpoint) -> None:
+    assert (await endpoint.answer(report())).headers.get("Connection") != "close"
     endpoint.ready = False
-    assert await endpoint.post(report()) == 503
+    answer = await endpoint.answer(report())
+    assert answer.status == 503
+    assert answer.headers["Connection"] == "close", "the next try must be free to reach another replica"
 
 
 @pytest.mark.parametrize("body", [{}, [], {"stage": "Dancing"}, report(extra=1), report(-1)])

@@ -5,6 +5,7 @@ It shares the event loop with the work on purpose: a loop that is blocked cannot
 
 from __future__ import annotations
 
+import ssl
 from collections.abc import Callable, Mapping
 
 from aiohttp import web
@@ -39,20 +40,24 @@ def health_app(healthz: Mapping[str, Check], readyz: Mapping[str, Check], metric
 class HealthServer:
     """Serves an application on one address."""
 
-    def __init__(self, app: web.Application, host: str = "127.0.0.1", port: int = 0) -> None:
-        """Port 0 takes any free one."""
+    def __init__(
+        self, app: web.Application, host: str = "127.0.0.1", port: int = 0, *, tls: ssl.SSLContext | None = None
+    ) -> None:
+        """Port 0 takes any free one. `tls` makes it https."""
         self._runner = web.AppRunner(app, access_log=None, shutdown_timeout=1.0)
         self._host = host
         self._port = port
+        self._tls = tls
         self.url = ""
         """Where it listens, once started."""
 
     async def start(self) -> None:
         """Listens. Raises OSError when the port is taken."""
         await self._runner.setup()
-        await web.TCPSite(self._runner, self._host, self._port).start()
+        await web.TCPSite(self._runner, self._host, self._port, ssl_context=self._tls).start()
         host, port = self._runner.addresses[0][:2]
-        self.url = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+        scheme = "http" if self._tls is None else "https"
+        self.url = f"{scheme}://[{host}]:{port}" if ":" in host else f"{scheme}://{host}:{port}"
 
     async def stop(self) -> None:
         """Stops listening; does nothing when it never started."""

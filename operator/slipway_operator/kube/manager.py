@@ -63,8 +63,8 @@ class Manager:
         self.health: HealthServer | None = None
         if health_address is not None:
             app = health_app(
-                {f"watch {r.resource.label}": r.unhealthy for r in reflectors},
-                {f"cache {r.resource.label}": self._unready(r) for r in reflectors},
+                {f"watch {r.label}": r.unhealthy for r in reflectors},
+                {f"cache {r.label}": self._unready(r) for r in reflectors},
                 self._metrics,
             )
             self.health = HealthServer(app, *health_address)
@@ -121,9 +121,7 @@ class Manager:
             either: list[asyncio.Task[Any]] = [settled, stop]
             await asyncio.wait(either, timeout=self._sync_timeout, return_when=asyncio.FIRST_COMPLETED)
             if not settled.done() and not stop.done():
-                late = [
-                    f"{r.resource.label} ({r.error or 'no answer'})" for r in self._reflectors if not r.settled.is_set()
-                ]
+                late = [f"{r.label} ({r.error or 'no answer'})" for r in self._reflectors if not r.settled.is_set()]
                 raise SyncTimeout(f"no first list within {self._sync_timeout:g} s: {', '.join(late)}")
         finally:
             settled.cancel()

@@ -85,6 +85,8 @@ class Reflector:
         wait for it.
         """
         self.resource: Resource = store.resource
+        self.label = f"{self.resource.label} in {namespace}" if namespace else self.resource.label
+        """What metrics, probes and logs call it: two reflectors of one resource in two namespaces are told apart."""
         self.store = store
         self.synced = asyncio.Event()
         """Set when the store holds a complete list, for ever after."""
@@ -147,9 +149,9 @@ class Reflector:
         """Why a restart of the process might help; None when all is well or waiting is all that can be done."""
         age = self.contact_age()
         if self._opened is not None and age > self._config.silence_limit:
-            return f"watch of {self.resource.label}: open, but silent for {age:.1f} s"
+            return f"watch of {self.label}: open, but silent for {age:.1f} s"
         if age > self._config.outage_limit:
-            return f"watch of {self.resource.label}: no contact for {age:.0f} s ({self.error})"
+            return f"watch of {self.label}: no contact for {age:.0f} s ({self.error})"
         return None
 
     def contact_age(self) -> float:
@@ -159,11 +161,11 @@ class Reflector:
     # -- one round -------------------------------------------------------------------------------------------------
 
     async def _list(self, reason: str) -> None:
-        self._metrics.relists.labels(self.resource.label, reason).inc()
+        self._metrics.relists.labels(self.label, reason).inc()
         objects, version = await self._pages(self._config.page_size)
         if self._from_the_past(version):
             raise Transient(
-                0, "OldList", f"list of {self.resource.label} is from version {version}, before what was already seen"
+                0, "OldList", f"list of {self.label} is from version {version}, before what was already seen"
             )
         self._emit(self.store.replace(objects, version), live=False)
         self._relist = None
@@ -233,12 +235,12 @@ class Reflector:
 
     def _on_event(self, event: Json) -> None:
         kind, obj = event["type"], event["object"]
-        self._metrics.watch_events.labels(self.resource.label, kind).inc()
+        self._metrics.watch_events.labels(self.label, kind).inc()
         if kind == "ERROR":
             raise error_from_status(int(obj.get("code") or 500), obj)
         version = version_of(obj)
         if not version:
-            raise BrokenStream(0, "BrokenStream", f"watch of {self.resource.label}: {kind} without a version")
+            raise BrokenStream(0, "BrokenStream", f"watch of {self.label}: {kind} without a version")
         if kind == "BOOKMARK":
             self.store.advance(version)
         elif kind == "DELETED":
@@ -246,7 +248,7 @@ class Reflector:
         elif kind in ("ADDED", "MODIFIED"):
             self._emit(self.store.upsert(self.store.prepare(obj)), live=True)
         else:
-            raise BrokenStream(0, "BrokenStream", f"watch of {self.resource.label}: unknown event type {kind!r}")
+            raise BrokenStream(0, "BrokenStream", f"watch of {self.label}: unknown event type {kind!r}")
 
     def _emit(self, changes: Changes, *, live: bool) -> None:
         for change in changes:
@@ -255,14 +257,14 @@ class Reflector:
                     handler(change, live)
                 except Exception:
                     # A missed call is repaired by the next full list; a dead reflector by nothing.
-                    self._metrics.handler_errors.labels(self.resource.label).inc()
-                    log.exception("a handler of %s failed", self.resource.label)
+                    self._metrics.handler_errors.labels(self.label).inc()
+                    log.exception("a handler of %s failed", self.label)
 
     # -- when it went wrong ----------------------------------------------------------------------------------------
 
     def _classify(self, error: Exception) -> float:
         """Decides between resuming and listing again; returns the least number of seconds to wait."""
-        label = self.resource.label
+        label = self.label
         if not isinstance(error, KubeError):
             log.error("cache of %s: unexpected error, listing again", label, exc_info=error)
             self._relist = "bug"
@@ -299,7 +301,7 @@ class Reflector:
 
     def _export(self) -> None:
         """Gauges that are read at the moment of a scrape, so that a stuck loop cannot keep them looking fresh."""
-        label = self.resource.label
+        label = self.label
         self._metrics.watch_staleness.labels(label).set_function(self.contact_age)
         self._metrics.watch_age.labels(label).set_function(
             lambda: 0.0 if self._opened is None else self._now() - self._opened

@@ -12,13 +12,25 @@ from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import Any
 
+from slipway_api import conditions as c
 from slipway_operator.controllers.trainjob.decide import Decision, Observed, Settings, decide
+from slipway_operator.controllers.trainjob.status import StatusDraft
 from slipway_operator.kube.client import Client
-from slipway_operator.kube.errors import NotFound
+from slipway_operator.kube.errors import Forbidden, NotFound
 from slipway_operator.kube.events import EventRecorder
 from slipway_operator.kube.expectations import Expectations
 from slipway_operator.kube.outcomes import Done, Outcome, RequeueAfter
-from slipway_operator.kube.resource import RAYJOBS, SECRETS, TRAINJOBS, Key, Resource, controller_of, key_of, uid_of
+from slipway_operator.kube.resource import (
+    NETWORKPOLICIES,
+    RAYJOBS,
+    SECRETS,
+    TRAINJOBS,
+    Key,
+    Resource,
+    controller_of,
+    key_of,
+    uid_of,
+)
 from slipway_operator.kube.store import Store
 from slipway_operator.kuberay import attempt_name
 from slipway_operator.reports import ReportStore
@@ -26,6 +38,10 @@ from slipway_operator.reports import ReportStore
 FIELD_MANAGER = "slipway-operator"
 OWNER_INDEX = "owner"
 BASE_MODEL_INDEX = "baseModel"
+
+_RESOURCES = {resource.kind: resource for resource in (RAYJOBS, SECRETS, TRAINJOBS, NETWORKPOLICIES)}
+_FORBIDDEN_SECONDS = 30.0  # rights are given by people
+_CACHED = (RAYJOBS, TRAINJOBS)  # of what is in no cache, nothing can be waited for
 
 log = logging.getLogger(__name__)
 
@@ -81,8 +97,11 @@ class TrainJobReconciler:
             return Done()
         await self._acknowledge(job)
         decision = decide(self._observe(job), self._settings, self._clock())
-        for child in decision.apply:
-            await self._apply(key, child)
+        try:
+            for child in decision.apply:
+                await self._apply(key, child)
+        except Forbidden as error:
+            return await self._tell_forbidden(key, job, error)
         for child in decision.delete:
             await self._delete(key, child)
         await self._write_status(key, job, decision)
@@ -119,10 +138,22 @@ class TrainJobReconciler:
         if ended:
             await self._reports.mark_ended(uid_of(job), ended[-1])
 
+    async def _tell_forbidden(self, key: Key, job: dict[str, Any], error: Forbidden) -> Outcome:
+        """Our rights end before this namespace: say so where the user looks, and try again without hurry."""
+        message = (
+            f"refused in namespace {key.namespace}: {error.message}. If the operator lacks a right there, add the "
+            "namespace to the chart's watch.namespaces; the job goes on by itself then"
+        )
+        draft = StatusDraft.of(job, self._clock())
+        draft.set(c.RUNNING, "False", c.FORBIDDEN, message)
+        await self._write_status(key, job, Decision(status=draft.finish()))
+        self._recorder.event(job, "Warning", c.FORBIDDEN, message)
+        return RequeueAfter(_FORBIDDEN_SECONDS)
+
     async def _apply(self, key: Key, child: dict[str, Any]) -> None:
         resource = _resource(child)
         written = await self._client.apply(resource, child, field_manager=FIELD_MANAGER)
-        if resource is not SECRETS:  # they are not cached: there is nothing to wait for
+        if resource in _CACHED:
             self._expectations.wrote(key, resource, written)
 
     async def _delete(self, key: Key, obj: dict[str, Any]) -> None:
@@ -132,7 +163,7 @@ class TrainJobReconciler:
             await self._client.delete(resource, namespace, name, uid=uid_of(obj) or None)
         except NotFound:
             return
-        if resource is not SECRETS:
+        if resource in _CACHED:
             self._expectations.deleted(key, resource, obj)
 
     async def _write_status(self, key: Key, job: dict[str, Any], decision: Decision) -> None:
@@ -156,4 +187,4 @@ class TrainJobReconciler:
 
 
 def _resource(obj: dict[str, Any]) -> Resource:
-    return {"RayJob": RAYJOBS, "Secret": SECRETS, "TrainJob": TRAINJOBS}[obj["kind"]]
+    return _RESOURCES[obj["kind"]]

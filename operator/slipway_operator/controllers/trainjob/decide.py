@@ -32,6 +32,7 @@ from slipway_operator.controllers.trainjob.attempts import (
     replan_after_out_of_memory,
 )
 from slipway_operator.controllers.trainjob.status import StatusDraft, describe_waiting
+from slipway_operator.network_policy import network_policy
 from slipway_operator.planner.fit import fit
 
 
@@ -41,6 +42,7 @@ class Settings:
 
     config: OperatorConfig
     report_key: bytes
+    report_ca: str | None = None  # PEM; None: runs trust what their image trusts
 
 
 @dataclass(frozen=True)
@@ -352,13 +354,16 @@ def _start(observed: Observed, spec: TrainJobSpec, settings: Settings, plan: _Pl
         report=ReportTarget(
             url=reports.url,
             token_file=kuberay.TOKEN_FILE,
-            ca_file=reports.ca_file,
+            ca_file=kuberay.CA_FILE if settings.report_ca else None,
             interval_seconds=reports.interval_seconds,
         ),
     )
     token = report_token(settings.report_key, metadata["uid"], number)
     ray_job = kuberay.ray_job(job, run, settings.config.ray)
-    plan.apply += [kuberay.token_secret(job, number, token), ray_job]
+    policy = settings.config.network_policy
+    # The walls stand before anything runs between them.
+    plan.apply += [network_policy(job, policy)] if policy else []
+    plan.apply += [kuberay.token_secret(job, number, token, settings.report_ca), ray_job]
     draft.begin_attempt(number, draft.now, ray_job["metadata"]["name"])
     draft.set(c.RUNNING, "False", c.WAITING_FOR_RESOURCES, f"attempt {number} is created; waiting for resources")
     plan.events.append(EventNote("Normal", "AttemptCreated", f"created RayJob {ray_job['metadata']['name']}"))
