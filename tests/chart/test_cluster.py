@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import base64
-import contextlib
 import json
-import subprocess
-import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +12,10 @@ import pytest
 import yaml
 
 from .conftest import CHART, NAMESPACE, RELEASE, VALUE_SETS, Cluster, Helm, Objects
+from .installed import ACCOUNT, operator, requests_of
 
 pytestmark = pytest.mark.kube
 
-ACCOUNT = f"system:serviceaccount:{NAMESPACE}:{RELEASE}"
 # Kinds of others that the chart can make. The real definitions are not here: only that the objects are well-formed.
 FOREIGN = {"ServiceMonitor": "servicemonitors.monitoring.coreos.com", "Certificate": "certificates.cert-manager.io"}
 
@@ -73,36 +70,6 @@ TRAIN_JOB: dict[str, Any] = {
         "training": {"steps": 10},
     },
 }
-
-
-@contextlib.contextmanager
-def operator(cluster: Cluster, directory: Path) -> Iterator[subprocess.Popen[bytes]]:
-    """The operator as the chart's Deployment starts it, on this machine: its configuration, Secrets and account."""
-    (text,) = [cluster.get("configmap", RELEASE, NAMESPACE)["data"]["operator.yaml"]]
-    for folder, secret in (("report-key", f"{RELEASE}-report-key"), ("report-tls", f"{RELEASE}-report-tls")):
-        (directory / folder).mkdir(parents=True, exist_ok=True)
-        for name, value in cluster.get("secret", secret, NAMESPACE)["data"].items():
-            (directory / folder / name).write_bytes(base64.b64decode(value))
-    text = text.replace("/etc/slipway", str(directory)).replace("0.0.0.0:8443", "127.0.0.1:0")
-    (directory / "operator.yaml").write_text(text.replace("0.0.0.0:8080", "127.0.0.1:0"))
-    kubeconfig = cluster.control_plane.kubeconfig_for_service_account(NAMESPACE, RELEASE)
-    with (directory / "operator.log").open("ab") as log:
-        process = subprocess.Popen(
-            [
-                *(sys.executable, "-m", "slipway_operator", "--config", str(directory / "operator.yaml")),
-                *("--kubeconfig", str(kubeconfig)),
-            ],
-            stderr=log,
-        )
-        try:
-            yield process
-        finally:
-            process.terminate()
-            try:
-                process.wait(30)
-            except subprocess.TimeoutExpired:
-                process.kill()
-                raise
 
 
 def condition(cluster: Cluster, name: str, namespace: str, type_: str) -> dict[str, Any]:
@@ -211,22 +178,6 @@ def test_install_work_upgrade_uninstall(
     elsewhere_used = {"get events", "patch events", "delete trainjobs.slipway.dev"}
     assert used <= granted(objects)
     assert granted(objects) - implied - elsewhere_used <= used, "a right that nothing uses"
-
-
-def requests_of(cluster: Cluster, user: str) -> tuple[set[str], set[str]]:
-    """What this user has asked of resources, by the audit log: ({verb resource}, {those refused, with namespace})."""
-    used, refused = set(), set()
-    for line in cluster.control_plane.audit_log.read_text().splitlines():
-        event = json.loads(line)
-        target = event.get("objectRef")
-        if event["user"]["username"] != user or not target or event["stage"] != "ResponseComplete":
-            continue
-        resource = "/".join(filter(None, (target["resource"], target.get("subresource"))))
-        label = f"{event['verb']} {resource}" + (f".{target['apiGroup']}" if target.get("apiGroup") else "")
-        used.add(label)
-        if event["responseStatus"]["code"] == 403:
-            refused.add(f"{label} in {target['namespace']}")
-    return used, refused
 
 
 def granted(objects: Objects) -> set[str]:
