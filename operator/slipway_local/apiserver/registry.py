@@ -20,6 +20,8 @@ from slipway_local.apiserver.storage import Stored
 from slipway_local.apiserver.tables import Columns
 
 VERBS = ("create", "delete", "deletecollection", "get", "list", "patch", "update", "watch")
+# In the order in which discovery lists them, which kubectl api-resources shows.
+CUSTOM_VERBS = ("delete", "deletecollection", "get", "list", "patch", "create", "update", "watch")
 EVERYWHERE = ("metadata.name", "metadata.namespace")
 
 Prepare = Callable[[dict[str, Any], "dict[str, Any] | None"], None]
