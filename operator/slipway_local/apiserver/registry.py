@@ -71,11 +71,6 @@ class Kind:
         """`group/version`; just the version in the core group."""
         return f"{self.group}/{self.version}" if self.group else self.version
 
-    @property
-    def described(self) -> str:
-        """The kind in error messages."""
-        return f"{self.api_version}, Kind={self.kind}"
-
     def raw(self, item: Stored) -> bytes:
         """The stored object in this version."""
         if self.version == self.storage_version:
