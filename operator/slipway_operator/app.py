@@ -10,16 +10,20 @@ from pathlib import Path
 from slipway_operator.config import ConfigError, OperatorConfig
 from slipway_operator.controllers.trainjob.controller import (
     BASE_MODEL_INDEX,
+    CLUSTER_INDEX,
     OWNER_INDEX,
     Caches,
     TrainJobReconciler,
     by_base_model,
     by_owner,
 )
-from slipway_operator.controllers.trainjob.decide import Settings
+from slipway_operator.controllers.trainjob.observed import Settings
+from slipway_operator.controllers.trainjob.pods import cluster_of, is_urgent, project
+from slipway_operator.controllers.trainjob.testimony import PodTestimony
 from slipway_operator.kube.client import Client
 from slipway_operator.kube.config import ConnectionConfig
 from slipway_operator.kube.controller import Controller, indexed, owner_of
+from slipway_operator.kube.discovery import Discovery
 from slipway_operator.kube.events import EventRecorder
 from slipway_operator.kube.expectations import Expectations
 from slipway_operator.kube.health import HealthServer
@@ -29,12 +33,13 @@ from slipway_operator.kube.manager import Manager
 from slipway_operator.kube.metrics import Metrics
 from slipway_operator.kube.queue import WorkQueue
 from slipway_operator.kube.reflector import Reflector
-from slipway_operator.kube.resource import RAYJOBS, TRAINJOBS, Key, uid_of
+from slipway_operator.kube.resource import PODS, RAYJOBS, TRAINJOBS, Json, Key, key_of, uid_of
 from slipway_operator.kube.store import Change, Store, keep
+from slipway_operator.kuberay import LABEL_TRAINJOB
 from slipway_operator.reports import ReportServer, ReportStore, RunKey
 
 COMPONENT = "slipway-operator"
-# Progress is folded into status at most once in that many seconds for each object.
+# What runs and pods say is folded into status at most once in that many seconds for each object.
 _STATUS_INTERVAL = 2.0
 
 
@@ -63,7 +68,9 @@ class Operator:
             )
         self._train_jobs = Store(TRAINJOBS, {BASE_MODEL_INDEX: by_base_model, OWNER_INDEX: by_owner})
         # A RayJob's pod templates are several KiB that no reconcile reads.
-        self._ray_jobs = Store(RAYJOBS, {OWNER_INDEX: by_owner}, project=keep("status"))
+        self._ray_jobs = Store(RAYJOBS, {OWNER_INDEX: by_owner}, project=keep("status", "spec.suspend"))
+        self._pods = Store(PODS, {CLUSTER_INDEX: cluster_of}, project=project)
+        self._testimony = PodTestimony()
         self._reports = ReportStore()
         self._queue = WorkQueue("trainjob", metrics=self._metrics)
         self._manager = self._build()
@@ -76,14 +83,23 @@ class Operator:
         config, metrics = self._config, self._metrics
         jobs = Reflector(self._client, self._train_jobs, namespace=config.namespace, metrics=metrics)
         children = Reflector(self._client, self._ray_jobs, namespace=config.namespace, optional=True, metrics=metrics)
+        pods = Reflector(
+            self._client,
+            self._pods,
+            namespace=config.namespace,
+            label_selector=LABEL_TRAINJOB,
+            dispensable=True,
+            metrics=metrics,
+        )
         recorder = EventRecorder(self._client, COMPONENT, metrics=metrics)
         expectations = Expectations("trainjob", self._train_jobs, self._ray_jobs, metrics=metrics)
         reconciler = TrainJobReconciler(
             self._client,
-            Caches(self._train_jobs, self._ray_jobs, lambda: children.missing),
+            Caches(self._train_jobs, self._ray_jobs, lambda: children.missing, self._pods, self._testimony),
             self._reports,
             recorder,
             expectations,
+            Discovery(self._client),
             self._settings,
         )
         controller = Controller(
@@ -98,8 +114,9 @@ class Operator:
         controller.watches(jobs, indexed(self._train_jobs, BASE_MODEL_INDEX))
         controller.watches(children, owner_of(TRAINJOBS))
         jobs.add_handler(self._forget_deleted)
+        pods.add_handler(self._on_pod)
         return Manager(
-            reflectors=[jobs, children],
+            reflectors=[jobs, children, pods],
             controllers=[controller],
             services=[self._serve_reports],
             recorder=recorder,
@@ -144,9 +161,23 @@ class Operator:
     def _on_report(self, key: RunKey, urgent: bool) -> None:
         self._queue.add_after(Key(key.namespace, key.name), 0.0 if urgent else _STATUS_INTERVAL)
 
+    def _on_pod(self, change: Change, live: bool) -> None:
+        """Pods change a dozen times while a run comes up: gathered, unless one says that something is wrong."""
+        self._testimony.hear(change)
+        if change.old is not None and change.new is not None and _same(change.old, change.new):
+            return
+        job = Key(key_of(change.obj).namespace, change.obj["metadata"]["labels"][LABEL_TRAINJOB])
+        self._queue.add_after(job, 0.0 if is_urgent(change.obj) else _STATUS_INTERVAL)
+
     def _forget_deleted(self, change: Change, live: bool) -> None:
         if change.type == "DELETED":
             self._reports.forget(uid_of(change.obj))
+
+
+def _same(old: Json, new: Json) -> bool:
+    """Whether two states of a pod, as projected, say the same."""
+    deleted = [state["metadata"].get("deletionTimestamp") for state in (old, new)]
+    return bool(old["status"] == new["status"]) and deleted[0] == deleted[1]
 
 
 def _read_key(path: Path) -> bytes:
