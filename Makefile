@@ -6,7 +6,7 @@ INSTALLED := $(VENV)/.installed
 CRDS := charts/slipway/templates/crds
 BENCHMARKS ?= apiserver kube_runtime control_plane data_preparation training_overhead start_up
 
-.PHONY: help setup demo test lint format bench crds constraints clean
+.PHONY: help setup demo test lint format bench control-plane crds constraints clean
 .DEFAULT_GOAL := help
 
 help:  ## List the targets
@@ -24,8 +24,13 @@ $(INSTALLED): pyproject.toml constraints.txt
 demo: setup  ## Train a small language model on the Python standard library, through the whole system
 	$(BIN)/python examples/demo.py
 
-test: setup  ## All tests
+# Without Go nothing is built, and the tests that need a real control plane say that they were skipped.
+test: setup  ## All tests; those of tests/kube build what they need where Go is installed
+	@if command -v go >/dev/null; then $(MAKE) control-plane; fi
 	$(BIN)/python -m pytest
+
+control-plane: setup  ## Build etcd, Kubernetes, Helm and KubeRay into the cache, once for each change of their pins
+	$(BIN)/python -m slipway_local.kubernetes.build
 
 lint: setup  ## Formatting, lint, types, import rules, generated files
 	$(BIN)/ruff format --check .

@@ -52,6 +52,9 @@ def _nothing(parser: argparse.ArgumentParser) -> None:
 
 def _up(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--cpus", type=_positive, metavar="N", help="CPUs that runs may use (default: all)")
+    parser.add_argument(
+        "--kube", action="store_true", help="a real etcd and kube-apiserver instead of the embedded API server"
+    )
     parser.add_argument("--timeout", default="2m", metavar="TIME", help="give up when it is not ready by then (2m)")
 
 

@@ -26,9 +26,19 @@ class Layout:
         return self.state_dir / "apiserver"
 
     @property
+    def kubernetes(self) -> Path:
+        """The directory of the real control plane, where that was asked for."""
+        return self.state_dir / "kubernetes"
+
+    @property
     def kubeconfig(self) -> Path:
-        """Written by the API server."""
+        """Written by the API server, whichever of the two it is."""
         return self.api_server / "kubeconfig"
+
+    @property
+    def control_plane(self) -> Path:
+        """Which API server runs, or ran last: a word of `parts.ControlPlaneKind`."""
+        return self.state_dir / "control-plane"
 
     @property
     def storage(self) -> Path:

@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import os
 import secrets
-import socket
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import yaml
 
 from slipway_local.layout import Layout
 from slipway_local.machine import Machine
-from slipway_local.processes import read_json, write_json, write_private
+from slipway_local.ports import keep_ports
+from slipway_local.processes import read_json, write_private
+
+ControlPlaneKind = Literal["embedded", "kubernetes"]
+"""Which API server the other parts work against: the one of `slipway_local.apiserver`, or a real kube-apiserver."""
 
 API_SERVER = "apiserver"
 RAY_RUNNER = "ray_runner"
@@ -46,13 +50,7 @@ class Ports:
 
 def choose_ports(layout: Layout) -> Ports:
     """The ports of last time; one that somebody else has taken since is replaced. Call only when nothing runs."""
-    known = read_json(layout.ports)
-    ports: dict[str, int] = {}
-    for name in _PORTS:
-        port = known.get(name) if isinstance(known, dict) else None
-        ports[name] = port if isinstance(port, int) and _is_free(port) else _free_port(set(ports.values()))
-    write_json(layout.ports, ports)
-    return Ports(**ports)
+    return Ports(**keep_ports(layout.ports, _PORTS))
 
 
 def known_ports(layout: Layout) -> Ports | None:
@@ -62,6 +60,21 @@ def known_ports(layout: Layout) -> Ports | None:
         return Ports(**{name: int(known[name]) for name in _PORTS})  # type: ignore[index]
     except (TypeError, KeyError, ValueError):
         return None
+
+
+def known_control_plane(layout: Layout) -> ControlPlaneKind:
+    """Which API server runs, or ran last."""
+    try:
+        return "kubernetes" if layout.control_plane.read_text().strip() == "kubernetes" else "embedded"
+    except OSError:
+        return "embedded"
+
+
+def choose_control_plane(layout: Layout, kind: ControlPlaneKind) -> None:
+    """Notes which API server is to run. Call only when none does: a kubeconfig of the other kind leads nowhere."""
+    if known_control_plane(layout) != kind:
+        layout.kubeconfig.unlink(missing_ok=True)
+        write_private(layout.control_plane, kind.encode())
 
 
 def write_operator_config(layout: Layout, ports: Ports, machine: Machine) -> bool:
@@ -97,10 +110,7 @@ def parts(layout: Layout, cpus: int | None) -> dict[str, Part]:
     python = (sys.executable, "-P", "-m")
     kubeconfig = ("--kubeconfig", str(layout.kubeconfig))
     made = (
-        Part(
-            API_SERVER,
-            (*python, "slipway_local.apiserver", "--state-dir", str(layout.api_server)),
-        ),
+        Part(API_SERVER, (*python, *_API_SERVERS[known_control_plane(layout)](layout))),
         Part(
             RAY_RUNNER,
             (
@@ -116,6 +126,15 @@ def parts(layout: Layout, cpus: int | None) -> dict[str, Part]:
     return {part.name: part for part in made}
 
 
+_API_SERVERS: Mapping[ControlPlaneKind, Callable[[Layout], tuple[str, ...]]] = {
+    "embedded": lambda layout: ("slipway_local.apiserver", "--state-dir", str(layout.api_server)),
+    "kubernetes": lambda layout: (
+        *("slipway_local.kubernetes", "--state-dir", str(layout.kubernetes)),
+        *("--kubeconfig", str(layout.kubeconfig)),
+    ),
+}
+
+
 def environment(layout: Layout, inherited: Mapping[str, str] = os.environ) -> dict[str, str]:
     """What every part inherits."""
     kept = {name: value for name, value in inherited.items() if name not in _DROPPED and not name.startswith("RAY_")}
@@ -126,23 +145,3 @@ def environment(layout: Layout, inherited: Mapping[str, str] = os.environ) -> di
         "SLIPWAY_HOME": str(layout.state_dir),
         SUPERVISED: str(layout.state_dir),
     }
-
-
-def _is_free(port: int) -> bool:
-    with socket.socket() as probe:
-        # A port whose last connections are still in TIME_WAIT is free for a server.
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind(("127.0.0.1", port))
-        except OSError:
-            return False
-        return True
-
-
-def _free_port(taken: set[int]) -> int:
-    while True:
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            port = int(probe.getsockname()[1])
-        if port not in taken:
-            return port

@@ -20,8 +20,18 @@ from pathlib import Path
 import aiohttp
 
 from slipway_local.down import StillRunning, stop_everything
+from slipway_local.kubernetes.binaries import SERVERS, MissingBinaryError, find
 from slipway_local.layout import Layout
-from slipway_local.parts import API_SERVER, OPERATOR, RAY_RUNNER, environment, known_ports
+from slipway_local.parts import (
+    API_SERVER,
+    OPERATOR,
+    RAY_RUNNER,
+    ControlPlaneKind,
+    choose_control_plane,
+    environment,
+    known_control_plane,
+    known_ports,
+)
 from slipway_local.processes import ProcessRef, read_json, wait_gone
 from slipway_local.ray_runner.head import HeadOptions, RayHead, ready_file
 from slipway_operator.kube.client import Client
@@ -67,13 +77,18 @@ async def up(
     *,
     timeout: float = 90.0,  # noqa: ASYNC109 - the message of its end says what is not ready
     cpus: int | None = None,
+    control_plane: ControlPlaneKind = "embedded",
     progress: Progress = lambda line: None,
 ) -> UpResult:
     """Starts what does not run yet, and returns when all of it is ready. Raises UpError.
 
-    `timeout` in seconds; `cpus` is how many runs may use (default: all) and counts only when something is started.
+    `timeout` in seconds; `cpus` is how many runs may use (default: all), `control_plane` which API server they work
+    against: both count only when something is started, and asking for another API server than the one that runs is an
+    error. A real one needs the programs that `slipway_local.kubernetes.binaries` looks for.
     """
     layout = Layout(state_dir.absolute())
+    if control_plane == "kubernetes":
+        _check_real_control_plane(layout)
     if not await _problems(layout):
         return await _result(layout, already_running=True)
     layout.state_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
@@ -81,6 +96,8 @@ async def up(
     started_one = None
     if _supervisor(layout) is None:
         progress("starting the control plane")
+        if not any(ref.alive() for ref in _children(layout).values()):
+            choose_control_plane(layout, control_plane)
         started_one = await asyncio.to_thread(_start_supervisor, layout, cpus)
     try:
         async with asyncio.timeout(timeout):
@@ -217,6 +234,17 @@ async def _operator_problem(layout: Layout) -> str | None:
 async def _result(layout: Layout, *, already_running: bool) -> UpResult:
     server = (await load_config(str(layout.kubeconfig))).server
     return UpResult(layout.kubeconfig, server, layout.storage.as_uri(), already_running)
+
+
+def _check_real_control_plane(layout: Layout) -> None:
+    try:
+        for name in SERVERS:
+            find(name)
+    except MissingBinaryError as error:
+        raise UpError(str(error)) from error
+    running = _supervisor(layout) is not None or any(ref.alive() for ref in _children(layout).values())
+    if running and known_control_plane(layout) != "kubernetes":
+        raise UpError("the embedded API server runs already, and a real one was asked for: slipway down, then up again")
 
 
 def _supervisor(layout: Layout) -> ProcessRef | None:

@@ -17,6 +17,7 @@ def run(arguments: argparse.Namespace, environment: Mapping[str, str]) -> int:
         default_state_dir(environment),
         timeout=parse_duration(arguments.timeout),
         cpus=arguments.cpus,
+        control_plane="kubernetes" if arguments.kube else "embedded",
         progress=lambda line: print(f"  {line}", flush=True),
     )
     result = local.call(work)
