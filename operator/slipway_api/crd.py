@@ -168,13 +168,21 @@ def _field_schema(field: FieldInfo) -> dict[str, Any]:
         schema["description"] = field.description
     default = field.get_default(call_default_factory=True, validated_data={})
     if default is not PydanticUndefined and default is not None and not field.is_required():
-        # An object whose fields all have defaults defaults to {}: the API server then fills it in from within.
-        wire: Any = {} if isinstance(default, ApiModel) else default
+        wire: Any = _written_out(schema) if isinstance(default, ApiModel) else default
         if wire != []:
             schema["default"] = wire
         elif _evaluated_by_rules(schema):
             schema["default"] = []
     return schema
+
+
+def _written_out(schema: dict[str, Any]) -> dict[str, Any]:
+    """The default of an object whose fields all have defaults: all of them, from within.
+
+    {} would become the same object, but the API server judges a default by the object's rules before it fills it in,
+    and a rule may then miss a field that every stored object has.
+    """
+    return {name: child["default"] for name, child in schema.get("properties", {}).items() if "default" in child}
 
 
 def _evaluated_by_rules(schema: dict[str, Any]) -> bool:

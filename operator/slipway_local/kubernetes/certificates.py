@@ -153,5 +153,6 @@ def _write(pair: KeyPair, certificate: x509.Certificate, key: ec.EllipticCurvePr
 
 
 def _pem(key: ec.EllipticCurvePrivateKey) -> bytes:
-    encoding, form = serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8
+    # Kubernetes reads a service account key in SEC 1 form only, not in PKCS 8.
+    encoding, form = serialization.Encoding.PEM, serialization.PrivateFormat.TraditionalOpenSSL
     return key.private_bytes(encoding, form, serialization.NoEncryption())

@@ -56,7 +56,7 @@ def _problem(api: AdminClient, name: str) -> str | None:
         found = api.json("GET", f"{_ROOT}/{name}")
     except AdminError as error:
         return str(error)
-    conditions = {one["type"]: one for one in found.get("status", {}).get("conditions", [])}
+    conditions = {one["type"]: one for one in (found.get("status") or {}).get("conditions") or []}
     accepted = conditions.get("NamesAccepted", {})
     if accepted.get("status") == "False":
         return str(accepted.get("message"))

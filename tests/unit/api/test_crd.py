@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -78,7 +79,7 @@ def defaults(schema: dict[str, Any], value: Any) -> Any:
     if schema["type"] == "object" and isinstance(value, dict):
         for name, child in schema.get("properties", {}).items():
             if name not in value and "default" in child:
-                value[name] = defaults(child, child["default"] if child["type"] != "object" else {})
+                value[name] = defaults(child, copy.deepcopy(child["default"]))
             elif name in value:
                 value[name] = defaults(child, value[name])
     elif schema["type"] == "array":
