@@ -41,6 +41,7 @@ from slipway_operator.reports import ReportServer, ReportStore, RunKey
 COMPONENT = "slipway-operator"
 # What runs and pods say is folded into status at most once in that many seconds for each object.
 _STATUS_INTERVAL = 2.0
+_LONGEST_BACKOFF = 20.0
 
 
 class Operator:
@@ -72,7 +73,9 @@ class Operator:
         self._pods = Store(PODS, {CLUSTER_INDEX: cluster_of}, project=project)
         self._testimony = PodTestimony()
         self._reports = ReportStore()
-        self._queue = WorkQueue("trainjob", metrics=self._metrics)
+        # A write that was refused for an hour (rights, quota, a webhook) is tried again soon after the cause is mended:
+        # nothing tells when that is.
+        self._queue = WorkQueue("trainjob", max_delay=_LONGEST_BACKOFF, metrics=self._metrics)
         self._manager = self._build()
 
     def _guard(self) -> None:

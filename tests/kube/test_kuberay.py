@@ -308,4 +308,4 @@ async def test_a_lost_answer_does_not_take_the_quota_back(
 
 async def still_admitted(cluster: Cluster, name: str) -> bool:
     [ray_job] = await cluster.all(RAYJOBS)
-    return bool(ray_job["metadata"]["name"] == name and ray_job["spec"]["suspend"] is False)
+    return bool(ray_job["metadata"]["name"] == name and not ray_job["spec"].get("suspend"))

@@ -29,10 +29,10 @@ from slipway_operator.controllers.trainjob.attempts import (
     replan_after_out_of_memory,
 )
 from slipway_operator.controllers.trainjob.observed import Decision, Observed, Plan, Settings
+from slipway_operator.controllers.trainjob.planning import plan_run, say_planned
 from slipway_operator.controllers.trainjob.pods import PROBLEMS, end_by_pods, head_lost, seconds_of_patience
 from slipway_operator.controllers.trainjob.status import StatusDraft
 from slipway_operator.controllers.trainjob.waiting import REALLY_RUNNING, at_creation, describe, is_suspended
-from slipway_operator.planner.fit import fit
 
 
 def decide(observed: Observed, settings: Settings, now: datetime) -> Decision:
@@ -55,7 +55,7 @@ def decide(observed: Observed, settings: Settings, now: datetime) -> Decision:
 def _ladder(observed: Observed, settings: Settings, now: datetime, plan: Plan) -> None:
     draft = plan.draft
     spec = TrainJobSpec.model_validate(observed.job["spec"])
-    _adopt(observed, draft)
+    _adopt(observed, spec, settings, draft)
     _delete_ended(observed, now, plan)
     if draft.finished():
         return _expire(spec, now, plan)
@@ -64,11 +64,11 @@ def _ladder(observed: Observed, settings: Settings, now: datetime, plan: Plan) -
     if draft.finished() or draft.current_attempt() is not None:
         return None
     if _past_deadline(spec, draft, now, plan):
-        return _fail(plan, c.DEADLINE_EXCEEDED, _deadline_message(spec))
+        return plan.fail(c.DEADLINE_EXCEEDED, _deadline_message(spec))
     if spec.suspend:
         return _suspended(observed, draft)
     draft.set(c.SUSPENDED, "False", c.NOT_SUSPENDED, "spec.suspend is false")
-    runnable = _plan(observed, spec, settings, draft, plan)
+    runnable = plan_run(observed, spec, settings, plan)
     if runnable is None or not _may_start(observed, runnable, now, plan):
         return None
     return _start(observed, runnable, settings, plan)
@@ -77,12 +77,21 @@ def _ladder(observed: Observed, settings: Settings, now: datetime, plan: Plan) -
 # --- the rungs ----------------------------------------------------------------------------------------------------
 
 
-def _adopt(observed: Observed, draft: StatusDraft) -> None:
-    """A RayJob without a record: the operator died between creating it and writing the record."""
+def _adopt(observed: Observed, spec: TrainJobSpec, settings: Settings, draft: StatusDraft) -> None:
+    """A RayJob without a record: it was created, and the status that says so was not written."""
     for ray_job in sorted(observed.ray_jobs, key=_number):
-        if _number(ray_job) > draft.last_number():
-            draft.begin_attempt(_number(ray_job), ray_job["metadata"]["creationTimestamp"], ray_job["metadata"]["name"])
-            draft.set(c.RUNNING, "False", *at_creation(observed.job, _number(ray_job)))
+        number, metadata = _number(ray_job), ray_job["metadata"]
+        if number > draft.last_number():
+            draft.set(c.SUSPENDED, "False", c.NOT_SUSPENDED, "spec.suspend is false")
+            say_planned(spec, replan_after_out_of_memory(spec, draft.records()) or spec, settings, draft)
+            _begin(observed.job, number, metadata["creationTimestamp"], metadata["name"], settings, draft)
+
+
+def _begin(job: dict[str, Any], number: int, start: str, ray_job: str, settings: Settings, draft: StatusDraft) -> None:
+    """The attempt has its RayJob."""
+    draft.put("storage", storage_prefix(settings.config.storage.uri, job["metadata"]))
+    draft.begin_attempt(number, start, ray_job)
+    draft.set(c.RUNNING, "False", *at_creation(job, number))
 
 
 # A run that has said how it ended, or that KubeRay is done with, ends by itself within so many seconds.
@@ -92,8 +101,8 @@ _ENDING_SECONDS = 60
 def _delete_ended(observed: Observed, now: datetime, plan: Plan) -> None:
     """RayJobs whose attempt has a *stored* end, each with its Secret. What this reconcile ends is deleted by the next.
 
-    Secrets are not observed (the operator may not list them): a finished job's last one, good for nothing any more,
-    stays with its RayJob, and any that a crash left behind goes with the TrainJob that owns it.
+    The Secret goes first: Secrets are not observed (the operator may not list them), so one whose RayJob is gone would
+    never be thought of again. A finished job's last one, good for nothing any more, stays with its RayJob.
     """
     ended = {r["number"] for r in (observed.job.get("status") or {}).get("attempts", []) if r.get("outcome")}
     for ray_job in observed.ray_jobs:
@@ -102,7 +111,7 @@ def _delete_ended(observed: Observed, now: datetime, plan: Plan) -> None:
             continue
         if number == plan.draft.last_number() and _keeps_last(ray_job, now, plan):
             continue
-        plan.delete += [ray_job, kuberay.token_secret(observed.job, number, token="")]
+        plan.delete += [kuberay.token_secret(observed.job, number, token=""), ray_job]
 
 
 def _keeps_last(ray_job: dict[str, Any], now: datetime, plan: Plan) -> bool:
@@ -157,6 +166,8 @@ def _follow(observed: Observed, spec: TrainJobSpec, settings: Settings, now: dat
     if end is None and lost is not None and _nobody_says_more(draft, now, plan):
         end = End("Infrastructure", c.HEAD_LOST, lost)
     if end is not None:
+        if ray_job is None or ray_job["metadata"].get("deletionTimestamp"):  # nothing will lead to its Secret any more
+            plan.delete.append(kuberay.token_secret(observed.job, number, token=""))
         return _record_end(draft, number, end, spec, now, plan)
     assert ray_job is not None
     patience = seconds_of_patience(observed.pods, now)
@@ -208,14 +219,13 @@ def _record_end(draft: StatusDraft, number: int, end: End, spec: TrainJobSpec, n
         plan.note("Normal", c.SUCCEEDED, f"attempt {number}: {end.message}")
         return None
     if end.outcome in ("UserError", "DeadlineExceeded"):
-        return _fail(plan, end.reason, end.message)
+        return plan.fail(end.reason, end.message)
     warning = end.outcome not in ("Suspended", "Preempted")
     plan.note("Warning" if warning else "Normal", f"Attempt{end.outcome}", f"attempt {number}: {end.message}")
     failures = counted_failures(draft.records())
     if failures > spec.retry.limit:
         attempts = "attempt" if failures == 1 else "attempts"
-        return _fail(
-            plan,
+        return plan.fail(
             c.RETRIES_EXHAUSTED,
             f"{failures} {attempts} failed, spec.retry.limit is {spec.retry.limit}; the last one: {end.message}",
         )
@@ -232,57 +242,6 @@ def _suspended(observed: Observed, draft: StatusDraft) -> None:
     else:
         draft.set(c.SUSPENDED, "True", c.SUSPENDED_BY_USER, "spec.suspend is true; nothing is running")
     draft.set(c.RUNNING, "False", c.SUSPENDED_BY_USER, "spec.suspend is true")
-
-
-def _plan(
-    observed: Observed, spec: TrainJobSpec, settings: Settings, draft: StatusDraft, plan: Plan
-) -> TrainJobSpec | None:
-    """The spec that will run, with references resolved; None when it cannot (yet)."""
-    verdict = fit(spec, settings.config.pools)
-    if not verdict.fits:
-        draft.set(c.PLANNED, "False", c.DOES_NOT_FIT, verdict.message)
-        _fail(plan, c.DOES_NOT_FIT, verdict.message)
-        return None
-    resolved = _resolve_base_model(observed, spec, draft, plan)
-    if resolved is None:
-        return None
-    replanned = replan_after_out_of_memory(resolved, draft.records())
-    if replanned is None:
-        _fail(
-            plan,
-            "OutOfMemory",
-            "out of memory with micro-batches of one sequence and activation checkpointing: shorten "
-            "data.sequenceLength, use more workers with a strategy that shards, or give workers more memory",
-        )
-        return None
-    message = verdict.message
-    if replanned.training != spec.training:
-        recompute = ", activations recomputed" if replanned.training.activation_checkpointing else ""
-        message += f"; after running out of memory: microBatchSize {replanned.training.micro_batch_size}{recompute}"
-    draft.set(c.PLANNED, "True", c.FITS, message)
-    return replanned
-
-
-def _resolve_base_model(observed: Observed, spec: TrainJobSpec, draft: StatusDraft, plan: Plan) -> TrainJobSpec | None:
-    """Replace model.trainJob by the uri of what that job has trained."""
-    reference = spec.model.train_job
-    if reference is None:
-        return spec
-    where = f"spec.model.trainJob: TrainJob {reference.name}"
-    if reference.name == observed.job["metadata"]["name"]:
-        _fail(plan, c.MODEL_NOT_READY, f"{where} is this job itself")
-        return None
-    status = (observed.base_job or {}).get("status") or {}
-    if c.is_true(status.get("conditions", []), c.FAILED):
-        _fail(plan, c.MODEL_NOT_READY, f"{where} has failed; train a base model first and create this job again")
-        return None
-    if observed.base_job is None or "model" not in status:
-        state = "does not exist" if observed.base_job is None else "has not succeeded yet"
-        draft.set(c.PLANNED, "False", c.MODEL_NOT_READY, f"{where} {state}; waiting for it")
-        draft.set(c.RUNNING, "False", c.NOT_STARTED, "waiting for the base model")
-        return None
-    model = spec.model.model_copy(update={"train_job": None, "uri": status["model"]["uri"]})
-    return spec.model_copy(update={"model": model})
 
 
 def _may_start(observed: Observed, spec: TrainJobSpec, now: datetime, plan: Plan) -> bool:
@@ -315,7 +274,7 @@ def _may_start(observed: Observed, spec: TrainJobSpec, now: datetime, plan: Plan
             message = f"waiting until RayJob {name} of a deleted TrainJob of the same name has stopped"
             draft.set(c.RUNNING, "False", c.WAITING_FOR_RESOURCES, message)
             return False
-        _fail(plan, c.NAME_TAKEN, f"a RayJob {name} that does not belong to this job exists: delete or rename one")
+        plan.fail(c.NAME_TAKEN, f"a RayJob {name} that does not belong to this job exists: delete or rename one")
         return False
     return True
 
@@ -340,7 +299,6 @@ def _start(observed: Observed, spec: TrainJobSpec, settings: Settings, plan: Pla
     number = draft.last_number() + 1
     metadata = job["metadata"]
     storage = storage_prefix(settings.config.storage.uri, metadata)
-    draft.put("storage", storage)
     reports = settings.config.reports
     run = RunSpec(
         namespace=metadata["namespace"],
@@ -366,8 +324,7 @@ def _start(observed: Observed, spec: TrainJobSpec, settings: Settings, plan: Pla
     token = report_token(settings.report_key, metadata["uid"], number)
     ray_job = kuberay.ray_job(job, run, settings.config.ray)
     plan.apply += [kuberay.token_secret(job, number, token), ray_job]
-    draft.begin_attempt(number, draft.now, ray_job["metadata"]["name"])
-    draft.set(c.RUNNING, "False", *at_creation(job, number))
+    _begin(job, number, draft.now, ray_job["metadata"]["name"], settings, draft)
     plan.note("Normal", "AttemptCreated", f"created RayJob {ray_job['metadata']['name']}")
 
 
@@ -377,11 +334,6 @@ def storage_prefix(root: str, metadata: dict[str, Any]) -> str:
 
 
 # --- shared -------------------------------------------------------------------------------------------------------
-
-
-def _fail(plan: Plan, reason: str, message: str) -> None:
-    plan.draft.fail(reason, message)
-    plan.note("Warning", reason, message)
 
 
 def _past_deadline(spec: TrainJobSpec, draft: StatusDraft, now: datetime, plan: Plan) -> bool:

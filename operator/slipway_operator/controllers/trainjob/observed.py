@@ -72,6 +72,11 @@ class Plan:
         """Tell it as an Event."""
         self.events.append(EventNote(type_, reason, message))
 
+    def fail(self, reason: str, message: str) -> None:
+        """The job is over without a model."""
+        self.draft.fail(reason, message)
+        self.note("Warning", reason, message)
+
     def requeue(self, seconds: float) -> None:
         """Come back after that long, or earlier if something else already asked for it."""
         seconds = max(0.1, seconds)
