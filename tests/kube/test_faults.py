@@ -12,7 +12,7 @@ import contextlib
 import functools
 import os
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,12 +22,14 @@ import pytest
 from slipway_api import conditions as c
 from slipway_local.kubernetes.binaries import API_SERVER, ETCD
 from slipway_local.kubernetes.control_plane import ControlPlane
+from slipway_local.kubernetes.programs import Options
 from slipway_operator.kube.client import Client
 from slipway_operator.kube.config import load_config
 from slipway_operator.kube.errors import KubeError, NotFound
 from slipway_operator.kube.resource import CRDS, NAMESPACES, RAYJOBS, SECRETS, TRAINJOBS, Resource
 
 from .cluster import Cluster, eventually, operating
+from .conftest import require_binaries
 from .fault_proxy import WRITES, FaultProxy, delay, lose_answer, reject
 from .kuberay_process import free_port
 from .runs import Runs
@@ -119,6 +121,14 @@ def expected(*names: str) -> dict[str, Any]:
 
 
 # --- the stage ----------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def control_plane(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ControlPlane]:
+    """One of this file's own, to be hurt."""
+    require_binaries()
+    with ControlPlane(tmp_path_factory.mktemp("kube"), Options(unsafe_no_fsync=True)) as plane:
+        yield plane
 
 
 @pytest.fixture

@@ -26,6 +26,7 @@ from slipway_operator.kube.resource import CRDS, EVENTS, PODS, RAYJOBS, SECRETS,
 
 from . import kubelet
 from .cluster import RAYCLUSTERS, Cluster, eventually, operating
+from .conftest import require_binaries
 from .fault_proxy import FaultProxy, lose_answer
 from .kuberay_process import kuberay
 
@@ -36,6 +37,7 @@ SERVICES = Resource("", "v1", "services", "Service")
 
 @pytest.fixture(scope="module")
 def ray_operator(control_plane: ControlPlane, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    require_binaries(["kuberay-operator"])
     with kuberay(control_plane.kubeconfig, tmp_path_factory.mktemp("kuberay")) as log:
         yield log
 
