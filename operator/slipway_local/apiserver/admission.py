@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import secrets
 import uuid
+from dataclasses import replace
 from typing import Any
 
 from slipway_local.apiserver import errors
@@ -15,7 +16,7 @@ from slipway_local.apiserver.codec import copy, same
 from slipway_local.apiserver.errors import ApiError, FieldError
 from slipway_local.apiserver.metadata import decode_metadata, validate_metadata, validate_metadata_update
 from slipway_local.apiserver.registry import Kind
-from slipway_local.apiserver.schema import MISSING, apply_defaults, prune
+from slipway_local.apiserver.schema import MISSING, apply_defaults, prune, prune_nulls
 from slipway_local.apiserver.validation import validate, validate_lists
 
 Object = dict[str, Any]
@@ -47,6 +48,11 @@ def check_type(kind: Kind, obj: Any) -> None:
         raise errors.bad_request(
             f"the API version in the data ({said[0]}) does not match the expected API version ({kind.api_version})"
         )
+    if said[1] != kind.kind and kind.custom:
+        metadata = obj.get("metadata")
+        name = metadata.get("name", "") if isinstance(metadata, dict) else ""
+        wrong = errors.invalid("kind", said[1], f"must be {kind.kind}")
+        raise errors.unprocessable(str(said[1]), kind.group, str(name), [wrong])
     if said[1] != kind.kind:
         raise errors.bad_request(
             f'{said[1]} in version "{kind.version}" cannot be handled as a {kind.kind}: the kind in the data '
@@ -124,7 +130,7 @@ def prepare_create(kind: Kind, obj: Object, now: str) -> None:
         metadata["generation"] = 1
         if kind.status:
             obj.pop("status", None)
-    apply_defaults(obj, kind.node)
+    _complete(kind, obj)
     if kind.prepare is not None:
         kind.prepare(obj, None)
 
@@ -151,7 +157,7 @@ def prepare_update(kind: Kind, old: Object, new: Object, subresource: str) -> Ob
             metadata[field] = before[field]
     metadata.pop("selfLink", None)
     metadata["resourceVersion"] = before["resourceVersion"]
-    apply_defaults(new, kind.node)
+    _complete(kind, new)
     if kind.prepare is not None:
         kind.prepare(new, old)
     if kind.generations and _spec_of(new) != _spec_of(old):
@@ -159,12 +165,18 @@ def prepare_update(kind: Kind, old: Object, new: Object, subresource: str) -> Ob
     return new
 
 
+def _complete(kind: Kind, obj: Object) -> None:
+    apply_defaults(obj, kind.node)
+    if kind.custom:
+        prune_nulls(obj, kind.body)
+
+
 def _spec_of(obj: Object) -> Object:
     left_out = ("metadata", "status") if "status" in obj else ("metadata",)
     return {key: value for key, value in obj.items() if key not in left_out}
 
 
-def validate_object(kind: Kind, new: Object, old: Object | None) -> None:
+def validate_object(kind: Kind, new: Object, old: Object | None, subresource: str = "") -> None:
     """Raise 422 with everything that is wrong; 400 where a built-in kind's type is wrong: it could not be decoded."""
     metadata = new["metadata"]
     found = validate_metadata(metadata, namespaced=kind.namespaced, label_names=kind.label_names)
@@ -174,6 +186,10 @@ def validate_object(kind: Kind, new: Object, old: Object | None) -> None:
     if old is not None:
         found += validate_metadata_update(metadata, old["metadata"])
     wrong = validate(new, kind.body, "", MISSING if old is None else old)
+    if subresource and kind.custom:
+        # kube-apiserver validates the status alone, and its messages count from there.
+        inside = f"{subresource}."
+        wrong = [replace(e, detail=e.detail.replace(e.field, e.field.removeprefix(inside), 1)) for e in wrong]
     if wrong and not kind.custom:
         _refuse_undecodable(kind, wrong)
     found += wrong

@@ -168,7 +168,7 @@ def _run_programs(tree: RuleTree, value: Any, path: str, old: Any, unchanged: bo
         variables=variables, functions=_EXTENSIONS if any(program.extended for program in due) else None
     )
     for program in due:
-        failure = _run(program, context, tree.node.type or "object", path)
+        failure = _run(program, context, tree.node.type or "object", value, path)
         if failure is not None:
             found.append(failure)
 
@@ -180,7 +180,7 @@ def _visible(value: Any, tree: RuleTree, fields: frozenset[str] | None) -> Any:
     return _rewritten(value, tree.node) if tree.rewrite else value
 
 
-def _run(program: _Program, context: Any, type_: str, path: str) -> FieldError | None:
+def _run(program: _Program, context: Any, type_: str, value: Any, path: str) -> FieldError | None:
     source = program.source
     text = source.message or source.rule.strip()
     try:
@@ -193,7 +193,7 @@ def _run(program: _Program, context: Any, type_: str, path: str) -> FieldError |
     detail = source.message or f"failed rule: {text}"
     if program.message is not None:
         detail = _message(program.message, context) or detail
-    return _failure(source.reason, where or "<nil>", type_, detail)
+    return _failure(source.reason, where or "<nil>", value, detail)
 
 
 def _message(program: Any, context: Any) -> str:
@@ -205,14 +205,15 @@ def _message(program: Any, context: Any) -> str:
     return "" if "\n" in said or len(said) > 5120 else said
 
 
-def _failure(reason: str, where: str, type_: str, detail: str) -> FieldError:
+def _failure(reason: str, where: str, value: Any, detail: str) -> FieldError:
+    shown = errors.OMITTED if isinstance(value, (dict, list)) else value
     if reason == "FieldValueForbidden":
         return errors.forbidden_field(where, detail)
     if reason == "FieldValueRequired":
         return errors.required(where, detail)
     if reason == "FieldValueDuplicate":
-        return errors.duplicate(where, type_)
-    return errors.invalid(where, type_, detail)
+        return errors.duplicate(where, shown)
+    return errors.invalid(where, shown, detail)
 
 
 # --- values as CEL sees them --------------------------------------------------------------------------------------

@@ -194,8 +194,7 @@ _SERVICE_ACCOUNT = Kind(
         automountServiceAccountToken=flag("Whether pods get a token mounted."),
     ),
     columns=named_columns(
-        lambda obj, now: [len(obj.get("secrets") or ()), created(obj, now)],
-        column("Secrets", "integer", "Number of secrets."),
+        lambda obj, now: [created(obj, now)],
         AGE,
     ),
 )

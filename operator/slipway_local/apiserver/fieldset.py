@@ -52,11 +52,11 @@ class FieldSet:
         return self._paths(())
 
     def _paths(self, prefix: Path) -> Iterator[Path]:
-        for element in sorted(self.members | self.children.keys()):
-            if element in self.members:
-                yield (*prefix, element)
-            if element in self.children:
-                yield from self.children[element]._paths((*prefix, element))
+        # structured-merge-diff's order, which shows in the list of conflicts: what stands here, then what stands below.
+        for element in sorted(self.members):
+            yield (*prefix, element)
+        for element in sorted(self.children):
+            yield from self.children[element]._paths((*prefix, element))
 
     def below(self, element: str) -> FieldSet:
         """The paths under one element, without it."""

@@ -181,6 +181,10 @@ class Api:
                 return await self._delete(request, target)
             if target.namespace is not None or not target.kind.namespaced:
                 return await self._delete_collection(request, target)
+        if method == "PUT" and not target.name and target.kind.custom:
+            raise errors.bad_request("name must be provided")
+        if method == "POST" and target.namespace is None and target.kind.namespaced and target.kind.custom:
+            raise errors.no_such_path()
         if method == "PUT" and target.name:
             obj, duplicates = await self._body(request, query)
             answer = await self._resources.update(target.place, obj, _write_options(request), duplicates)
@@ -326,6 +330,8 @@ def _output(request: web.BaseRequest) -> Output:
 
 def _number(query: Mapping[str, str], name: str) -> int:
     text = query.get(name) or "0"
+    if text.startswith("-") and text[1:].isdecimal():
+        return 0  # kube-apiserver takes a negative limit for none
     if not text.isdecimal() or len(text) > 18:
         raise errors.bad_request(f'invalid value for {name}: strconv.ParseInt: parsing "{text}": invalid syntax')
     return int(text)

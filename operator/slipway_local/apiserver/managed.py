@@ -85,14 +85,14 @@ class Scope:
 class ConflictsError(Exception):
     """Fields that others own, by manager."""
 
-    def __init__(self, by_manager: dict[ManagerKey, tuple[FieldSet, str | None]]) -> None:
+    def __init__(self, by_manager: dict[ManagerKey, FieldSet]) -> None:
         super().__init__("conflict")
         self.by_manager = by_manager
 
     def error(self) -> errors.ApiError:
         """The 409 that names every manager and field."""
         rows: list[tuple[str, Path]] = [
-            (_describe(key, time), path) for key, (fields, time) in sorted(self.by_manager.items()) for path in fields
+            (_describe(key), path) for key, fields in sorted(self.by_manager.items()) for path in fields
         ]
         causes = [
             {"reason": "FieldManagerConflict", "message": f"conflict with {who}", "field": render(path)}
@@ -109,12 +109,12 @@ class ConflictsError(Exception):
         return errors.apply_conflict(causes, text)
 
 
-def _describe(key: ManagerKey, time: str | None) -> str:
+def _describe(key: ManagerKey) -> str:
     text = f'"{key.manager}"'
     if key.subresource:
         text += f' with subresource "{key.subresource}"'
     if key.operation == "Update":
-        text += f" using {key.api_version}" + (f" at {time}" if time else "")
+        text += f" using {key.api_version}"
     return text
 
 
@@ -284,7 +284,7 @@ def _apply(
     difference = typed.compare(bare, new, node).without(scope.ignored)
     touched = difference.modified.union(difference.added)
     others = {k: e for k, e in managed.items() if k != key}
-    clashes = {k: (c, e.time) for k, e in others.items() if (c := e.fields.intersection(touched))}
+    clashes = {k: c for k, e in others.items() if (c := e.fields.intersection(touched))}
     if clashes and not force:
         raise ConflictsError(clashes)
     result = {
@@ -327,7 +327,7 @@ def _only_last_applied(conflicts: ConflictsError, live: dict[str, Any], scope: S
         allowed = typed.field_set(applied, scope.node).union(of(("f:metadata", "f:annotations", f"f:{LAST_APPLIED}")))
     except (orjson.JSONDecodeError, typed.TypedError, AttributeError):
         return False
-    return all(not fields.difference(allowed) for fields, _ in conflicts.by_manager.values())
+    return all(not fields.difference(allowed) for fields in conflicts.by_manager.values())
 
 
 def _refresh_last_applied(live: dict[str, Any], new: dict[str, Any], config: dict[str, Any]) -> None:

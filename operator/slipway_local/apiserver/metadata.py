@@ -131,7 +131,7 @@ def check_subdomain(name: str, field: str) -> list[FieldError]:
     """RFC 1123 subdomain, at most 253 characters."""
     found = []
     if len(name) > 253:
-        found.append(errors.invalid(field, name, "must be no more than 253 bytes"))
+        found.append(errors.invalid(field, name, "must be no more than 253 characters"))
     if not SUBDOMAIN_RE.fullmatch(name):
         found.append(errors.invalid(field, name, _SUBDOMAIN_MESSAGE))
     return found

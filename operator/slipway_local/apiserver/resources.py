@@ -169,7 +169,7 @@ class Resources:
         self._check_preconditions(place, live, obj["metadata"])
         new = admission.prepare_update(kind, old, obj, place.subresource)
         new = self._with_crd_status(kind, new)
-        admission.validate_object(kind, new, old)
+        admission.validate_object(kind, new, old, place.subresource)
         scope = self._scope(kind, place.subresource)
         new = managed.track_update(old, new, scope, options.manager, self.now())
         return await self._store(place, live, new, options, 200, warnings, old)
@@ -210,6 +210,9 @@ class Resources:
             wrong = errors.invalid("patch", shown, f"strict decoding error: {', '.join(failures)}")
             raise errors.unprocessable("", "", "", [wrong])
         admission.check_place(kind, new, place.namespace, place.name)
+        if (uid := new["metadata"].get("uid")) not in (None, live.uid):
+            wrong = errors.invalid("metadata.uid", uid, "field is immutable")
+            raise errors.unprocessable(kind.kind, kind.group, place.name, [wrong, wrong] if kind.custom else [wrong])
         return await self._replace(place, live, new, options, failures if options.validation == "Warn" else [])
 
     def _patched(self, kind: Kind, old: Object, media_type: str, change: Any) -> Any:
@@ -228,12 +231,12 @@ class Resources:
             raise errors.bad_request(
                 "error strict decoding YAML: " + ", ".join(admission.strict_failures([], duplicates))
             )
-        if not isinstance(config, dict) or config.get("apiVersion") != kind.api_version:
-            version = config.get("apiVersion") if isinstance(config, dict) else ""
-            raise errors.bad_request(
-                "Incorrect version specified in apply patch. "
-                f"Specified patch version: {version}, expected: {kind.api_version}"
-            )
+        if not isinstance(config, dict):
+            raise errors.bad_request("error decoding patch: error unmarshaling JSON: the patch must be an object")
+        version = str(config.get("apiVersion") or "")
+        group, _, number = version.rpartition("/")
+        if (version, config.get("kind")) != (kind.api_version, kind.kind):
+            raise errors.bad_request(f"invalid object type: {group}/{number}, Kind={config.get('kind') or ''}")
         admission.check_type(kind, config)
         if not isinstance(config.setdefault("metadata", {}), dict):
             raise errors.bad_request("unable to decode: metadata must be an object")
@@ -253,7 +256,7 @@ class Resources:
         if entries:
             new["metadata"]["managedFields"] = entries
         new = self._with_crd_status(kind, new)
-        admission.validate_object(kind, new, old)
+        admission.validate_object(kind, new, old, place.subresource)
         return await self._store(place, live, new, options, 200, warnings, old)
 
     async def _apply_new(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from slipway_local.apiserver import errors
 from slipway_local.apiserver.admission import check_type
 from slipway_local.apiserver.registry import Kind
 
@@ -16,8 +17,12 @@ _EVERYTHING = {
 
 
 def answer(kind: Kind, obj: Any) -> dict[str, Any]:
-    """The review with its status filled in. Raises ApiError 400 for a body of another kind."""
+    """The review with its status filled in. Raises ApiError 400 or 422 for a body that asks nothing."""
     check_type(kind, obj)
+    spec = obj.get("spec") or {}
+    if kind.kind == "SelfSubjectAccessReview" and ("resourceAttributes" in spec) == ("nonResourceAttributes" in spec):
+        detail = "exactly one of nonResourceAttributes or resourceAttributes must be specified"
+        raise errors.unprocessable("", kind.group, "", [errors.invalid("spec", None, detail)])
     status: dict[str, Any] = {"allowed": True, "reason": "the local control plane has one user"}
     if kind.kind == "SelfSubjectRulesReview":
         status = _EVERYTHING

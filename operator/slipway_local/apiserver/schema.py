@@ -236,6 +236,22 @@ def _prune_object(value: dict[str, Any], node: Node, path: str, unknown: list[st
         unknown.append(f"{path}.{name}" if path else name)
 
 
+def prune_nulls(value: Any, node: Node) -> None:
+    """Drop, in place, fields that are null where the schema admits no null: to the API server they are not there."""
+    if isinstance(value, dict):
+        for name, child in list(value.items()):
+            schema = node.properties.get(name) or node.additional
+            if schema is None:
+                continue
+            if child is None and not schema.nullable:
+                del value[name]
+            else:
+                prune_nulls(child, schema)
+    elif isinstance(value, list) and node.items is not None:
+        for item in value:
+            prune_nulls(item, node.items)
+
+
 # --- defaulting ---------------------------------------------------------------------------------------------------
 
 

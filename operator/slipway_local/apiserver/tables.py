@@ -134,8 +134,8 @@ def row(obj: dict[str, Any], columns: Columns, include: str, now: datetime) -> d
     result: dict[str, Any] = {"cells": columns.cells(obj, now)}
     if include == "Object":
         result["object"] = obj
-    elif include != "None":
-        result["object"] = partial(obj)
+    else:
+        result["object"] = None if include == "None" else partial(obj)
     return result
 
 

@@ -15,6 +15,8 @@ from slipway_local.apiserver.fieldset import FieldSet, Path
 from slipway_local.apiserver.schema import FREE, MISSING, Node
 from slipway_local.apiserver.validation import json_type
 
+_GO_TYPES = {"string": "string", "boolean": "bool", "array": "[]interface {}", "object": "map[string]interface {}"}
+
 
 class TypedError(Exception):
     """A value that does not fit the schema; `str()` names the path."""
@@ -49,7 +51,11 @@ def item_key(node: Node, item: Any) -> str:
         if value is not MISSING:
             keys[name] = value
     if not keys:
-        raise TypedError(f'associative list with keys has an element that omits key field "{node.map_keys[0]}"')
+        shown = " ".join(f'"{name}"' for name in node.map_keys)
+        raise TypedError(
+            f"associative list with keys has an element that omits all key fields [{shown}] "
+            "(and doesn't have default values for any key fields)"
+        )
     return "k:" + orjson.dumps(keys, option=orjson.OPT_SORT_KEYS).decode()
 
 
@@ -61,7 +67,9 @@ def check(value: Any, node: Node, path: str = "") -> None:
     if node.type and not node.int_or_string and actual != node.type:
         whole = node.type in ("number", "integer") and actual in ("number", "integer")
         if not whole:
-            raise TypedError(f"{path}: expected {node.type}, got {actual}")
+            numeric = node.type in ("number", "integer")
+            wanted, got = ("numeric (int or float)", _GO_TYPES[actual]) if numeric else (node.type, actual)
+            raise TypedError(f"{path}: expected {wanted}, got {got}")
     if isinstance(value, dict):
         for name, child in value.items():
             schema = node.child(name)

@@ -23,6 +23,8 @@ from slipway_local.apiserver.schema import MISSING, Node
 _DATE_TIME = re.compile(r"\d{4}-\d{2}-\d{2}[Tt]\d{2}:\d{2}:\d{2}(\.\d+)?([Zz]|[+-]\d{2}:\d{2})")
 _DURATION = re.compile(r"[-+]?(\d+(\.\d*)?|\.\d+)(ns|us|µs|ms|s|m|h)((\d+(\.\d*)?|\.\d+)(ns|us|µs|ms|s|m|h))*|0")
 _INT32 = 2**31
+# Where a schema names a format, its checker speaks of the formats of Go's types instead of JSON's types.
+_GO_FORMATS = {"integer": "int64", "number": "float64"}
 
 
 def _is_date_time(text: str) -> bool:
@@ -83,7 +85,7 @@ def validate(value: Any, node: Node, path: str, old: Any = MISSING) -> list[Fiel
 def _validate(value: Any, node: Node, path: str, old: Any, found: list[FieldError]) -> None:
     if old is not MISSING and value == old:
         return
-    if not _check_type(value, node, path, found):
+    if not _check_type(value, node, path, found) and not isinstance(value, float):
         return
     if value is None:
         return
@@ -118,9 +120,10 @@ def _check_type(value: Any, node: Node, path: str, found: list[FieldError]) -> b
             return True
         if wanted == "integer" and whole:
             return True
-    shown = actual if isinstance(value, (dict, list)) or value is None else value
+        if node.format and not isinstance(value, (str, list)):
+            wanted, actual = node.format, _GO_FORMATS.get(actual, "")
     detail = f"{path} in body must be of type {wanted}: {orjson.dumps(actual).decode()}"
-    found.append(errors.invalid_type(path, shown, detail))
+    found.append(errors.invalid_type(path, actual, detail))
     return False
 
 
@@ -138,6 +141,11 @@ def _check_string(value: str, node: Node, path: str, found: list[FieldError]) ->
 
 
 def _check_number(value: int | float, node: Node, path: str, found: list[FieldError]) -> None:
+    if node.type == "integer" and (
+        (node.format == "int32" and not -_INT32 <= value < _INT32) or not float(value).is_integer()
+    ):
+        form = f"with format {node.format}" if node.format else "(default format)"
+        found.append(errors.invalid("<nil>", "", f"Checked value must be of type integer {form} in {path}"))
     if node.maximum is not None and (value >= node.maximum if node.exclusive_maximum else value > node.maximum):
         bound = "less than" if node.exclusive_maximum else "less than or equal to"
         found.append(errors.invalid(path, value, f"{path} in body should be {bound} {_number(node.maximum)}"))
@@ -147,9 +155,6 @@ def _check_number(value: int | float, node: Node, path: str, found: list[FieldEr
     if node.multiple_of and value % node.multiple_of:
         shown = _number(node.multiple_of)
         found.append(errors.invalid(path, value, f"{path} in body should be a multiple of {shown}"))
-    if node.format == "int32" and isinstance(value, int) and not -_INT32 <= value < _INT32:
-        detail = f"{path} in body must be of type int32: {orjson.dumps('int64').decode()}"
-        found.append(errors.invalid(path, value, detail))
 
 
 def _number(value: int | float) -> str:

@@ -8,8 +8,6 @@ from typing import Any
 import orjson
 import pytest
 
-CONFIG_MAPS = "/api/v1/namespaces/default/configmaps"
-
 
 async def test_create_sets_what_the_server_sets(api: Any) -> None:
     obj = api.widget("a", metadata={"uid": "mine", "creationTimestamp": "1999-01-01T00:00:00Z", "generation": 9})
@@ -17,7 +15,7 @@ async def test_create_sets_what_the_server_sets(api: Any) -> None:
     assert made["metadata"]["uid"] != "mine"
     assert made["metadata"]["generation"] == 1
     assert made["metadata"]["creationTimestamp"] > "2020"
-    assert made["metadata"]["namespace"] == "default"
+    assert made["metadata"]["namespace"] == api.namespace
     assert "status" not in made
     assert (await api.get(f"{api.widgets}/a")).body == made
 
@@ -96,7 +94,7 @@ async def test_status_is_written_apart(api: Any) -> None:
     assert status.body["metadata"]["uid"] == made["metadata"]["uid"]
     wrong = await api.merge(f"{path}/status", {"status": {"done": "many"}})
     assert wrong.code == 422
-    assert "status.done in body must be of type integer" in wrong.message
+    assert 'status.done: Invalid value: "string": done in body must be of type integer: "string"' in wrong.message
 
 
 async def test_identity_cannot_be_changed(api: Any) -> None:
@@ -107,8 +105,13 @@ async def test_identity_cannot_be_changed(api: Any) -> None:
     moved = await api.merge(path, {"metadata": {"namespace": "kube-system"}})
     assert moved.code == 400
     uid = await api.merge(path, {"metadata": {"uid": "other"}})
-    assert uid.code == 409
-    assert "UID in precondition: other" in uid.message
+    assert uid.code == 422
+    assert 'metadata.uid: Invalid value: "other": field is immutable' in uid.message
+    replaced = await api.put(
+        path, {**api.widget("a"), "metadata": {"name": "a", "uid": "other", "resourceVersion": "1"}}
+    )
+    assert replaced.code == 409
+    assert "UID in precondition: other" in replaced.message
 
 
 async def test_writing_the_same_changes_nothing(api: Any) -> None:
@@ -163,7 +166,7 @@ async def test_delete_collection_takes_what_is_selected(api: Any) -> None:
         ("Upper", "a lowercase RFC 1123 subdomain must consist of"),
         ("under_score", "a lowercase RFC 1123 subdomain must consist of"),
         ("-dash", "a lowercase RFC 1123 subdomain must consist of"),
-        ("x" * 254, "must be no more than 253 bytes"),
+        ("x" * 254, "must be no more than 253 characters"),
         ("", "name or generateName is required"),
         ("аdmin", "a lowercase RFC 1123 subdomain must consist of"),
     ],
@@ -197,7 +200,10 @@ async def test_wrong_types_in_metadata_cannot_be_decoded(api: Any) -> None:
 
 
 async def test_kind_and_version_must_fit_the_path(api: Any) -> None:
-    for change in ({"kind": "Gadget"}, {"apiVersion": "v1"}, {"kind": 3}):
+    reply = await api.post(api.widgets, {**api.widget("a"), "kind": "Gadget"})
+    assert reply.code == 422
+    assert reply.message == 'Gadget.test.example.com "a" is invalid: kind: Invalid value: "Gadget": must be Widget'
+    for change in ({"apiVersion": "v1"}, {"kind": 3}):
         reply = await api.post(api.widgets, {**api.widget("a"), **change})
         assert reply.code == 400, change
     reply = await api.post(api.widgets, api.widget("a", metadata={"namespace": "other"}))
@@ -205,29 +211,27 @@ async def test_kind_and_version_must_fit_the_path(api: Any) -> None:
 
 
 async def test_namespaces_hold_and_take_their_content(api: Any) -> None:
-    missing = await api.post(api.widgets.replace("default", "nowhere"), api.widget("a"))
+    missing = await api.post(api.test("widgets", "nowhere"), api.widget("a"))
     assert (missing.code, missing.message) == (404, 'namespaces "nowhere" not found')
-    space = {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": "team"}}
-    made = await api.post("/api/v1/namespaces", space)
-    assert made.body["status"] == {"phase": "Active"}
+    team = await api.make_namespace("team")
+    assert (await api.get(f"/api/v1/namespaces/{team}")).body["status"] == {"phase": "Active"}
     held = api.widget("held", metadata={"finalizers": ["test.example.com/hold"]})
-    await api.make(held, "team")
-    await api.make(api.config_map("free"), "team")
-    deleted = await api.delete("/api/v1/namespaces/team")
+    await api.make(held, team)
+    await api.make(api.config_map("free"), team)
+    deleted = await api.delete(f"/api/v1/namespaces/{team}")
     assert deleted.body["status"]["phase"] == "Terminating"
-    refused = await api.post(api.widgets.replace("default", "team"), api.widget("late"))
+    refused = await api.post(api.test("widgets", team), api.widget("late"))
     assert refused.code == 403
     assert refused.body["details"]["causes"][0]["reason"] == "NamespaceTerminating"
-    await api.gone("/api/v1/namespaces/team/configmaps/free")
-    assert (await api.get("/api/v1/namespaces/team")).code == 200
-    path = api.widgets.replace("default", "team") + "/held"
-    await api.merge(path, {"metadata": {"finalizers": None}})
-    await api.gone("/api/v1/namespaces/team")
+    await api.gone(f"{api.core('configmaps', team)}/free")
+    assert (await api.get(f"/api/v1/namespaces/{team}")).code == 200
+    await api.merge(f"{api.test('widgets', team)}/held", {"metadata": {"finalizers": None}})
+    await api.gone(f"/api/v1/namespaces/{team}", 20.0)
     assert (await api.delete("/api/v1/namespaces/default")).code == 403
 
 
 async def test_secrets_encode_text_and_keep_their_type(api: Any) -> None:
-    path = "/api/v1/namespaces/default/secrets"
+    path = api.core("secrets")
     body = {"apiVersion": "v1", "kind": "Secret", "metadata": {"name": "s"}, "stringData": {"key": "value"}}
     made = await api.post(path, body)
     assert made.body["data"] == {"key": "dmFsdWU="}
@@ -242,20 +246,21 @@ async def test_secrets_encode_text_and_keep_their_type(api: Any) -> None:
 
 
 async def test_built_in_kinds_refuse_wrong_types(api: Any) -> None:
-    reply = await api.post(CONFIG_MAPS, {**api.config_map("a"), "data": {"n": 1}})
+    reply = await api.post(api.config_maps, {**api.config_map("a"), "data": {"n": 1}})
     assert reply.code == 400
-    assert "data.n" in reply.message
+    assert "ConfigMap" in reply.message
+    assert "data" in reply.message
 
 
 async def test_nulls_in_built_in_kinds_are_absent_fields(api: Any) -> None:
     body = {"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "a", "creationTimestamp": None}, "data": None}
-    made = await api.post(CONFIG_MAPS, {**body, "binaryData": {"x": None}}, fieldValidation="Strict")
+    made = await api.post(api.config_maps, {**body, "binaryData": {"x": None}}, fieldValidation="Strict")
     assert made.code == 201
     assert "data" not in made.body
 
 
 async def test_leases_are_created_by_update(api: Any) -> None:
-    path = "/apis/coordination.k8s.io/v1/namespaces/default/leases"
+    path = f"/apis/coordination.k8s.io/v1/namespaces/{api.namespace}/leases"
     lease = {
         "apiVersion": "coordination.k8s.io/v1",
         "kind": "Lease",
@@ -272,15 +277,6 @@ async def test_leases_are_created_by_update(api: Any) -> None:
 
 
 # --- who gets in, and what ----------------------------------------------------------------------------------------
-
-
-async def test_only_the_token_opens(api: Any) -> None:
-    for token in ("", "Bearer", "Bearer wrong", "Basic abc"):
-        for path in ("/api", "/apis/test.example.com/v1", api.widgets, "/openapi/v3", "/nowhere"):
-            reply = await api.call("GET", path, headers={"Authorization": token})
-            assert (reply.code, reply.body["reason"]) == (401, "Unauthorized")
-    for path in ("/healthz", "/readyz", "/livez", "/version"):
-        assert (await api.call("GET", path, headers={"Authorization": ""})).code == 200
 
 
 @pytest.mark.parametrize(
@@ -305,12 +301,13 @@ async def test_hostile_bodies_are_bad_requests(api: Any, body: bytes) -> None:
     for verb, path, media_type in (
         ("POST", api.widgets, "application/json"),
         ("POST", api.widgets, "application/yaml"),
-        ("POST", CONFIG_MAPS, "application/vnd.kubernetes.protobuf"),
+        ("POST", api.config_maps, "application/vnd.kubernetes.protobuf"),
         ("PATCH", f"{api.widgets}/a", "application/apply-patch+yaml"),
     ):
         params = {"fieldManager": "x"} if verb == "PATCH" else {}
         reply = await api.call(verb, path, body, media_type, params=params)
-        assert reply.code in (400, 422), (media_type, reply.body)
+        # kube-apiserver answers 500 to an apply that is no object of the kind, and to one that nests too deep.
+        assert reply.code in (400, 422, 500), (media_type, reply.body)
     assert (await api.get("/readyz")).code == 200
 
 
@@ -323,15 +320,12 @@ async def test_deep_and_wide_objects(api: Any) -> None:
     bushy = {"missing": 1, "d": {"b": {"c": {"d": [[deep] * 2] * 60}}}}
     deeper = await api.post(api.widgets, api.widget("deeper", free=bushy))
     assert deeper.code == 201
-    operations = [{"op": "add", "path": "/spec/free" + "/a" * n, "value": {}} for n in range(1, 400)]
-    patched = await api.call("PATCH", f"{api.widgets}/deep", operations, "application/json-patch+json")
-    assert patched.code in (400, 422)
 
 
 async def test_bodies_have_a_limit(api: Any) -> None:
-    reply = await api.post(CONFIG_MAPS, api.config_map("big", x="y" * (3 * 1024 * 1024)))
+    reply = await api.post(api.config_maps, api.config_map("big", x="y" * (3 * 1024 * 1024)))
     assert (reply.code, reply.body["reason"]) == (413, "RequestEntityTooLarge")
-    reply = await api.post(CONFIG_MAPS, api.config_map("big", x="y" * (1024 * 1024 + 1)))
+    reply = await api.post(api.config_maps, api.config_map("big", x="y" * (1024 * 1024 + 1)))
     assert reply.code == 422
 
 
@@ -345,8 +339,8 @@ async def test_yaml_that_means_harm(api: Any) -> None:
 async def test_paths_and_methods_that_are_not_served(api: Any) -> None:
     for path in ("/api/v2", "/apis/none.example.com", "/apis/test.example.com/v9", f"{api.widgets}/a/scale", "/x"):
         assert (await api.get(path)).code == 404, path
-    assert (await api.call("PUT", api.widgets, {})).code == 405
-    assert (await api.call("POST", "/apis/test.example.com/v1/widgets", api.widget("a"))).code == 405
+    assert (await api.call("PUT", api.widgets, {})).code == 400
+    assert (await api.call("POST", "/apis/test.example.com/v1/widgets", api.widget("a"))).code == 404
     assert (await api.call("OPTIONS", api.widgets)).code == 405
     text = await api.call("POST", api.widgets, b"x", "text/plain")
     assert text.code == 415
