@@ -93,6 +93,8 @@ Uri = Annotated[
 ]
 Glob = Annotated[str, Field(min_length=1, max_length=256, pattern=r"^[^/\x00][^\x00]*$")]
 Name = Annotated[str, Field(min_length=1, max_length=253, pattern=r"^[a-z0-9]([-a-z0-9.]*[a-z0-9])?$")]
+# What is copied into a label's value (a LocalQueue's name): a DNS label.
+LabelName = Annotated[str, Field(min_length=1, max_length=63, pattern=r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?$")]
 ShortText = Annotated[str, Field(max_length=256)]
 LongText = Annotated[str, Field(max_length=4096)]
 Timestamp = Annotated[str, Field(max_length=64, json_schema_extra={"format": "date-time"})]

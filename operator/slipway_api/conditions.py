@@ -33,6 +33,14 @@ NOT_SUSPENDED = "NotSuspended"
 WAITING_FOR_RESOURCES = "WaitingForResources"
 WAITING_FOR_RAY_OPERATOR = "WaitingForRayOperator"
 FORBIDDEN = "Forbidden"  # the operator lacks a right in the job's namespace
+WAITING_FOR_KUEUE = "WaitingForKueue"  # spec.queue is set and the cluster has no Kueue
+WAITING_FOR_QUOTA = "WaitingForQuota"  # Kueue has not admitted the attempt yet
+UNSCHEDULABLE = "Unschedulable"  # no node has room for a pod
+PULLING_IMAGES = "PullingImages"
+IMAGE_PULL_FAILED = "ImagePullFailed"
+CONTAINER_CONFIG_ERROR = "ContainerConfigError"  # a container cannot be made: a Secret, key or volume is missing
+CRASH_LOOPING = "CrashLooping"
+HEAD_LOST = "HeadLost"  # the pod that drives the run is gone
 STARTING = "Starting"
 PREPARING_DATA = "PreparingData"
 TRAINING = "Training"
@@ -40,6 +48,11 @@ SAVING_MODEL = "SavingModel"
 BACKING_OFF = "BackingOff"
 NOT_STARTED = "NotStarted"
 FINISHED = "Finished"
+
+# Reasons of an attempt's end that its pods or its queue give; in Events, and in Failed when no retry is left.
+OUT_OF_MEMORY_KILLED = "OOMKilled"
+EVICTED = "Evicted"
+QUOTA_WITHDRAWN = "QuotaWithdrawn"
 
 # Reasons of Succeeded and Failed.
 MODEL_SAVED = "ModelSaved"

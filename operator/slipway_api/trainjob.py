@@ -14,6 +14,7 @@ from slipway_api.base import (
     ApiModel,
     Decimal,
     Glob,
+    LabelName,
     LongText,
     Name,
     Quantity,
@@ -277,6 +278,11 @@ class TrainJobSpec(ApiModel):
         default=False,
         description="Stop the run and free everything; setting it back to false continues from the last checkpoint.",
     )
+    queue: LabelName | None = Field(
+        default=None,
+        description="Kueue LocalQueue (of this namespace) that each attempt waits in until there is quota for it. "
+        "Default: attempts start at once. May change only while suspend is true.",
+    )
     priority_class_name: Name | None = Field(
         default=None, description="PriorityClass of the run. Higher starts first; then the older job."
     )
@@ -284,7 +290,8 @@ class TrainJobSpec(ApiModel):
         default=None,
         ge=1,
         le=2**31 - 1,
-        description="Fail the job when it has not finished this long after it first started, pauses included.",
+        description="Fail the job when it has not finished this long after its first attempt was created: pauses and "
+        "the time in a queue included.",
     )
     ttl_seconds_after_finished: int | None = Field(
         default=None,
@@ -330,6 +337,12 @@ class TrainJobSpec(ApiModel):
         immutable("strategy"),
         immutable("workers"),
         immutable_optional("priorityClassName"),
+        # An attempt's RayJob is never written again, so the queue of one that runs cannot change; nor may it seem to.
+        Rule(
+            "oldSelf.suspend || (has(self.queue) == has(oldSelf.queue) "
+            "&& (!has(self.queue) || self.queue == oldSelf.queue))",
+            "queue may change only while suspend is true: suspend the job, change its queue, resume it",
+        ),
     )
 
 
@@ -347,7 +360,7 @@ class AttemptRecord(ApiModel):
     """One attempt, from its creation to its end."""
 
     number: int = Field(ge=1, description="Attempt number, from 1. The RayJob's name ends with it.")
-    start_time: Timestamp = Field(description="When the attempt was created.")
+    start_time: Timestamp = Field(description="When the attempt was created; with a queue, when it was given quota.")
     end_time: Timestamp | None = Field(default=None, description="When it ended.")
     outcome: (
         Literal["Succeeded", "UserError", "OutOfMemory", "Infrastructure", "Preempted", "Suspended", "DeadlineExceeded"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import os
 import socket
 from pathlib import Path
@@ -10,16 +11,20 @@ from pathlib import Path
 from slipway_operator.config import ConfigError, OperatorConfig
 from slipway_operator.controllers.trainjob.controller import (
     BASE_MODEL_INDEX,
+    CLUSTER_INDEX,
     OWNER_INDEX,
     Caches,
     TrainJobReconciler,
     by_base_model,
     by_owner,
 )
-from slipway_operator.controllers.trainjob.decide import Settings
+from slipway_operator.controllers.trainjob.observed import Settings
+from slipway_operator.controllers.trainjob.pods import cluster_of, is_urgent, project
+from slipway_operator.controllers.trainjob.testimony import PodTestimony
 from slipway_operator.kube.client import Client
 from slipway_operator.kube.config import ConnectionConfig
 from slipway_operator.kube.controller import Controller, indexed, owner_of
+from slipway_operator.kube.discovery import Discovery
 from slipway_operator.kube.events import EventRecorder
 from slipway_operator.kube.expectations import Expectations
 from slipway_operator.kube.health import HealthServer
@@ -30,14 +35,16 @@ from slipway_operator.kube.metrics import Metrics
 from slipway_operator.kube.outcomes import Done, Outcome
 from slipway_operator.kube.queue import WorkQueue
 from slipway_operator.kube.reflector import Reflector
-from slipway_operator.kube.resource import RAYJOBS, TRAINJOBS, Key, uid_of
+from slipway_operator.kube.resource import PODS, RAYJOBS, TRAINJOBS, Json, Key, key_of, uid_of
 from slipway_operator.kube.store import Change, Store, keep
+from slipway_operator.kuberay import LABEL_TRAINJOB
 from slipway_operator.reports import ReportServer, ReportStore, RunKey
 from slipway_operator.serving_tls import ServingCertificate, read_ca
 
 COMPONENT = "slipway-operator"
-# Progress is folded into status at most once in that many seconds for each object.
+# What runs and pods say is folded into status at most once in that many seconds for each object.
 _STATUS_INTERVAL = 2.0
+_LONGEST_BACKOFF = 20.0
 
 
 class Scope:
@@ -54,17 +61,24 @@ class Scope:
     ) -> None:
         self.train_jobs = Store(TRAINJOBS, {BASE_MODEL_INDEX: by_base_model, OWNER_INDEX: by_owner})
         # A RayJob's pod templates are several KiB that no reconcile reads.
-        self.ray_jobs = Store(RAYJOBS, {OWNER_INDEX: by_owner}, project=keep("status"))
+        self.ray_jobs = Store(RAYJOBS, {OWNER_INDEX: by_owner}, project=keep("status", "spec.suspend"))
+        self.pods = Store(PODS, {CLUSTER_INDEX: cluster_of}, project=project)
+        self.testimony = PodTestimony()
         self.jobs = Reflector(client, self.train_jobs, namespace=namespace, metrics=metrics)
         self.children = Reflector(client, self.ray_jobs, namespace=namespace, optional=True, metrics=metrics)
+        self.pod_reflector = Reflector(
+            client, self.pods, namespace=namespace, label_selector=LABEL_TRAINJOB, dispensable=True, metrics=metrics
+        )
         self.expectations = Expectations("trainjob", self.train_jobs, self.ray_jobs, metrics=metrics)
-        caches = Caches(self.train_jobs, self.ray_jobs, lambda: self.children.missing)
-        self.reconciler = TrainJobReconciler(client, caches, reports, recorder, self.expectations, settings)
+        caches = Caches(self.train_jobs, self.ray_jobs, lambda: self.children.missing, self.pods, self.testimony)
+        self.reconciler = TrainJobReconciler(
+            client, caches, reports, recorder, self.expectations, Discovery(client), settings
+        )
 
     @property
     def reflectors(self) -> list[Reflector]:
         """All that keep its caches."""
-        return [self.jobs, self.children]
+        return [self.jobs, self.children, self.pod_reflector]
 
     def feed(self, controller: Controller) -> None:
         """Queues what changes here."""
@@ -106,7 +120,9 @@ class Operator:
             namespace: Scope(namespace, self._client, self._reports, self._recorder, self._settings, self._metrics)
             for namespace in watched
         }
-        self._queue = WorkQueue("trainjob", metrics=self._metrics)
+        # A write that was refused for an hour (rights, quota, a webhook) is tried again soon after the cause is mended:
+        # nothing tells when that is.
+        self._queue = WorkQueue("trainjob", max_delay=_LONGEST_BACKOFF, metrics=self._metrics)
         self._manager = self._build()
 
     def _guard(self) -> None:
@@ -126,6 +142,7 @@ class Operator:
         for scope in self._scopes.values():
             scope.feed(controller)
             scope.jobs.add_handler(self._forget_deleted)
+            scope.pod_reflector.add_handler(functools.partial(self._on_pod, scope.testimony))
         return Manager(
             reflectors=[reflector for scope in self._scopes.values() for reflector in scope.reflectors],
             controllers=[controller],
@@ -192,9 +209,23 @@ class Operator:
     def _on_report(self, key: RunKey, urgent: bool) -> None:
         self._queue.add_after(Key(key.namespace, key.name), 0.0 if urgent else _STATUS_INTERVAL)
 
+    def _on_pod(self, testimony: PodTestimony, change: Change, live: bool) -> None:
+        """Pods change a dozen times while a run comes up: gathered, unless one says that something is wrong."""
+        testimony.hear(change)
+        if change.old is not None and change.new is not None and _same(change.old, change.new):
+            return
+        job = Key(key_of(change.obj).namespace, change.obj["metadata"]["labels"][LABEL_TRAINJOB])
+        self._queue.add_after(job, 0.0 if is_urgent(change.obj) else _STATUS_INTERVAL)
+
     def _forget_deleted(self, change: Change, live: bool) -> None:
         if change.type == "DELETED":
             self._reports.forget(uid_of(change.obj))
+
+
+def _same(old: Json, new: Json) -> bool:
+    """Whether two states of a pod, as projected, say the same."""
+    deleted = [state["metadata"].get("deletionTimestamp") for state in (old, new)]
+    return bool(old["status"] == new["status"]) and deleted[0] == deleted[1]
 
 
 def _read_key(path: Path) -> bytes:

@@ -4,6 +4,10 @@ Choices that every reader asks about:
 - `backoffLimit: 0`: attempts are ours. KubeRay's own retry rebuilds the cluster, hides the attempts and starts over.
 - `submissionMode: HTTPMode`: no submitter pod (a >1 GB image) for a job that the head can start itself.
 - `shutdownAfterJobFinishes: true`: GPUs are freed at once; Kueue demands it as well.
+- `ray.io/disable-provisioned-head-restart` (KubeRay copies a RayJob's annotations to its RayCluster): a head that died
+  took the driver with it, and on a new one KubeRay would quietly submit the entrypoint again, within the same attempt.
+- `suspend: true` when the job names a queue: Kueue owns that field from then on (see docs/architecture.md). Kueue takes
+  the workload's priority from the pods' priorityClassName, so its own priority label is not needed.
 - `authOptions.mode: token`: an open Ray dashboard is remote code execution by design (CVE-2023-48022).
 - The run contract is plain environment; the report token is a mounted file, so it appears in no argument, no
   environment dump and no Ray dashboard.
@@ -20,6 +24,10 @@ from slipway_operator.config import RayConfig
 
 LABEL_TRAINJOB = f"{GROUP}/trainjob"
 LABEL_ATTEMPT = f"{GROUP}/attempt"
+LABEL_CLUSTER = "ray.io/cluster"  # KubeRay puts these two on every pod
+LABEL_NODE_TYPE = "ray.io/node-type"
+LABEL_QUEUE = "kueue.x-k8s.io/queue-name"
+KEEP_HEAD_DEAD = {"ray.io/disable-provisioned-head-restart": "true"}
 MANAGED_BY = {"app.kubernetes.io/managed-by": "slipway"}
 TOKEN_DIRECTORY = "/var/run/slipway"
 TOKEN_FILE = f"{TOKEN_DIRECTORY}/report-token"
@@ -84,16 +92,21 @@ def ray_job(job: dict[str, Any], run: RunSpec, ray: RayConfig) -> dict[str, Any]
     head_pod["spec"]["volumes"] = [
         {"name": "run", "secret": {"secretName": secret_name(run.name, run.attempt), "defaultMode": 0o440}}
     ]
+    metadata = _metadata(job, attempt_name(run.name, run.attempt), run.attempt)
+    metadata["annotations"] = dict(KEEP_HEAD_DEAD)
+    queue = job["spec"].get("queue")
+    if queue:
+        metadata["labels"][LABEL_QUEUE] = queue
     return {
         "apiVersion": "ray.io/v1",
         "kind": "RayJob",
-        "metadata": _metadata(job, attempt_name(run.name, run.attempt), run.attempt),
+        "metadata": metadata,
         "spec": {
             "entrypoint": ENTRYPOINT,
             "submissionMode": "HTTPMode",
             "shutdownAfterJobFinishes": True,
             "backoffLimit": 0,
-            "suspend": False,
+            "suspend": bool(queue),
             "rayClusterSpec": {
                 "rayVersion": ray.version,
                 "authOptions": {"mode": "token"},

@@ -174,7 +174,7 @@ def test_install_work_upgrade_uninstall(
     assert refused == {"patch secrets in team-c"}
     # A server-side apply that makes an object needs the right to create it; its request says patch. An Event that was
     # said before, and deleting a job after its time, do not happen here: tests/unit/kube/test_events.py, decide.py.
-    implied = {f"create {kind}" for kind in ("secrets", "rayjobs.ray.io", "networkpolicies.networking.k8s.io")}
+    implied = {f"create {kind}" for kind in ("secrets", "networkpolicies.networking.k8s.io")}
     elsewhere_used = {"get events", "patch events", "delete trainjobs.slipway.dev"}
     assert used <= granted(objects)
     assert granted(objects) - implied - elsewhere_used <= used, "a right that nothing uses"

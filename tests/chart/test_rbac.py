@@ -7,8 +7,9 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from .conftest import NAMESPACE, VALUE_SETS, Objects
+from .conftest import NAMESPACE, ROOT, VALUE_SETS, Objects
 
+VERBS = ROOT / "tests/kube/verbs.txt"
 FROZEN = Path(__file__).parent / "rbac.txt"
 READS = {"get", "list", "watch"}
 
@@ -62,6 +63,24 @@ def test_every_binding_is_to_an_account_and_a_role_of_this_chart(objects: Object
         for subject in binding["subjects"]:
             assert (subject["namespace"], subject["name"]) in accounts
             assert subject["namespace"] == NAMESPACE
+
+
+def test_the_operator_may_do_in_a_namespace_what_it_was_seen_to_do_under_faults(
+    rendered: Callable[[str], Objects],
+) -> None:
+    """tests/kube/test_faults.py records the verbs, over every scenario, without network policies."""
+    recorded = {line for line in VERBS.read_text().splitlines() if line and not line.startswith("#")}
+    granted = {
+        f"{resource}.{group} {verb}".replace(". ", " ")
+        if "/" not in resource
+        else f"{resource.replace('/', f'.{group}/')} {verb}"
+        for role, rule in rules(rendered("bare"))
+        if role["metadata"]["name"] == "slipway"
+        for group in rule["apiGroups"]
+        for resource in rule["resources"]
+        for verb in rule["verbs"]
+    }
+    assert granted == recorded
 
 
 def test_the_rights_are_exactly_these(rendered: Callable[[str], Objects]) -> None:

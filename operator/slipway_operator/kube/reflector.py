@@ -20,6 +20,7 @@ from slipway_operator.kube.client import Client
 from slipway_operator.kube.errors import (
     BrokenStream,
     Expired,
+    Forbidden,
     KubeError,
     NotFound,
     TooManyRequests,
@@ -77,12 +78,14 @@ class Reflector:
         field_selector: str | None = None,
         metadata_only: bool = False,
         optional: bool = False,
+        dispensable: bool = False,
         config: ReflectorConfig | None = None,
         rng: random.Random | None = None,
         metrics: Metrics | None = None,
     ) -> None:
         """`metadata_only` fetches no spec and no status. `optional`: its CRD may be missing, and the start does not
-        wait for it.
+        wait for it. `dispensable`: optional, and reading it may be forbidden as well; then nothing is ever in the
+        store, so only for what everything works without.
         """
         self.resource: Resource = store.resource
         self.label = f"{self.resource.label} in {namespace}" if namespace else self.resource.label
@@ -91,7 +94,7 @@ class Reflector:
         self.synced = asyncio.Event()
         """Set when the store holds a complete list, for ever after."""
         self.settled = asyncio.Event()
-        """Set when a start may go on: synced, or optional and missing."""
+        """Set when a start may go on: synced, optional and missing, or dispensable and forbidden."""
         self.missing = False
         """Whether the server does not know the resource now."""
         self.error: KubeError | None = None
@@ -103,7 +106,8 @@ class Reflector:
             "field_selector": field_selector,
             "metadata_only": metadata_only,
         }
-        self._optional = optional
+        self._optional = optional or dispensable
+        self._dispensable = dispensable
         self._config = config or ReflectorConfig()
         self._rng = rng or random.Random()
         self._metrics = metrics or Metrics()
@@ -290,6 +294,8 @@ class Reflector:
         else:
             log.warning("cache of %s: %s", label, error)
             self._relist = "refused"
+            if self._dispensable and isinstance(error, Forbidden):
+                self.settled.set()
         return 0.0
 
     def _in_touch(self) -> None:

@@ -114,6 +114,7 @@ def controller_of(obj: Json) -> Json | None:
 
 TRAINJOBS = Resource("slipway.dev", "v1alpha1", "trainjobs", "TrainJob")
 RAYJOBS = Resource("ray.io", "v1", "rayjobs", "RayJob")
+PODS = Resource("", "v1", "pods", "Pod")
 SECRETS = Resource("", "v1", "secrets", "Secret")
 CONFIGMAPS = Resource("", "v1", "configmaps", "ConfigMap")
 EVENTS = Resource("", "v1", "events", "Event")

@@ -435,6 +435,26 @@ async def test_a_crd_that_is_not_optional_holds_the_start(api: FakeApi, client: 
         assert not cache.reflector.settled.is_set()
 
 
+@pytest.mark.parametrize("options", [{}, {"optional": True}])
+async def test_what_may_not_be_read_holds_the_start(options: dict[str, bool], api: FakeApi, client: Client) -> None:
+    api.fault("list", reject(403, "Forbidden"), times=1000)
+    async with running(Cache(api, client, **options)) as cache:
+        await until(lambda: len(api.asked("list")) >= 2)
+        assert not cache.reflector.settled.is_set()
+
+
+async def test_what_is_dispensable_may_be_forbidden_and_is_read_once_it_is_allowed(
+    api: FakeApi, client: Client
+) -> None:
+    forbidden = api.fault("list", reject(403, "Forbidden"), times=1000)
+    api.put(RAYJOBS, "a")
+    async with running(Cache(api, client, dispensable=True)) as cache:
+        await asyncio.wait_for(cache.reflector.settled.wait(), 1)
+        assert not cache.reflector.synced.is_set()
+        forbidden.times = 0
+        await until(cache.equal)
+
+
 async def test_a_deleted_crd_deletes_nothing_from_the_cache(api: FakeApi, client: Client) -> None:
     api.put(RAYJOBS, "a")
     async with running(Cache(api, client)) as cache:

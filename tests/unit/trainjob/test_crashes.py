@@ -10,6 +10,8 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 
 from .world import SUCCESS, Crash, World, exit_message
 
+CONDITIONS = {"Planned", "Suspended", "Running", "Succeeded", "Failed"}
+
 
 class Lifecycle(RuleBasedStateMachine):
     """Random faults, edits, reports and crashes against the ladder."""
@@ -17,6 +19,7 @@ class Lifecycle(RuleBasedStateMachine):
     def __init__(self) -> None:
         super().__init__()
         self.world = World.of(retry={"limit": 50, "backoffSeconds": 1})
+        self.meddled = False
 
     @rule(crash_after=st.none() | st.integers(0, 4))
     def reconcile(self, crash_after: int | None) -> None:
@@ -54,6 +57,7 @@ class Lifecycle(RuleBasedStateMachine):
     @precondition(lambda self: self.world.live() and len(self.world.created) == len(self.world.outcomes()))
     @rule()
     def somebody_deletes_the_rayjob(self) -> None:
+        self.meddled = True
         self.world.newest()["metadata"]["deletionTimestamp"] = "2026-01-01T00:00:00Z"
 
     @invariant()
@@ -83,7 +87,13 @@ class Lifecycle(RuleBasedStateMachine):
             assert sum(o == "Infrastructure" for o in world.outcomes()) > 15, "enough failures to use up the limit"
             return
         assert world.condition("Succeeded")[0] == "True"
-        assert [o["kind"] for o in world.children.values()].count("RayJob") <= 1
+        assert {one["type"] for one in world.job["status"]["conditions"]} == CONDITIONS, "crashes leave no gaps"
+        assert world.job["status"]["storage"]
+        ray_jobs = {name for kind, name in world.children if kind == "RayJob"}
+        assert len(ray_jobs) <= 1
+        secrets = {name for kind, name in world.children if kind == "Secret"}
+        # Of a RayJob that somebody else deleted after its end, the Secret goes with the TrainJob.
+        assert self.meddled or secrets <= {f"{name}-run" for name in ray_jobs}, "no Secret outlives its RayJob"
 
 
 TestLifecycle = Lifecycle.TestCase

@@ -12,7 +12,9 @@ from typing import Any
 from slipway_api.run import Report
 from slipway_operator.config import OperatorConfig, PoolConfig, ReportsConfig, StorageConfig
 from slipway_operator.controllers.trainjob.attempts import format_time
-from slipway_operator.controllers.trainjob.decide import Decision, Observed, Settings, decide
+from slipway_operator.controllers.trainjob.decide import decide
+from slipway_operator.controllers.trainjob.observed import Decision, Observed, Settings
+from slipway_operator.controllers.trainjob.pods import project
 
 START = datetime(2026, 1, 1, tzinfo=UTC)
 SETTINGS = Settings(
@@ -56,6 +58,9 @@ class World:
     base_job: dict[str, Any] | None = None
     ray_operator_missing: bool = False
     foreign_ray_job: dict[str, Any] | None = None
+    kueue_missing: bool = False
+    pods: list[dict[str, Any]] = field(default_factory=list)  # projected, as the cache holds them
+    pods_current: bool = False
     events: list[str] = field(default_factory=list)
     gone: bool = False
     uids: Any = field(default_factory=lambda: itertools.count(1))
@@ -78,6 +83,9 @@ class World:
             base_job=self.base_job,
             ray_operator_missing=self.ray_operator_missing,
             foreign_ray_job=self.foreign_ray_job,
+            kueue_missing=self.kueue_missing,
+            pods=copy.deepcopy(self.pods),
+            pods_current=self.pods_current,
         )
 
     def reconcile(self, crash_after: int | None = None) -> Decision:
@@ -146,6 +154,10 @@ class World:
     def ray_status(self, **status: Any) -> None:
         """KubeRay writes the status of the newest RayJob."""
         self.newest()["status"] = status
+
+    def see(self, *pods: dict[str, Any]) -> None:
+        """These are the pods now."""
+        self.pods = [project(copy.deepcopy(pod)) for pod in pods]
 
     def newest(self) -> dict[str, Any]:
         return max(

@@ -13,10 +13,13 @@ from datetime import UTC, datetime
 from typing import Any
 
 from slipway_api import conditions as c
-from slipway_operator.controllers.trainjob.decide import Decision, Observed, Settings, decide
+from slipway_operator.controllers.trainjob.decide import decide
+from slipway_operator.controllers.trainjob.observed import Decision, Observed, Settings
 from slipway_operator.controllers.trainjob.status import StatusDraft
+from slipway_operator.controllers.trainjob.testimony import PodTestimony
 from slipway_operator.kube.client import Client
-from slipway_operator.kube.errors import Forbidden, NotFound
+from slipway_operator.kube.discovery import Discovery
+from slipway_operator.kube.errors import AlreadyExists, Conflict, Forbidden, NotFound
 from slipway_operator.kube.events import EventRecorder
 from slipway_operator.kube.expectations import Expectations
 from slipway_operator.kube.outcomes import Done, Outcome, RequeueAfter
@@ -27,20 +30,24 @@ from slipway_operator.kube.resource import (
     TRAINJOBS,
     Key,
     Resource,
+    at_least,
     controller_of,
     key_of,
     uid_of,
+    version_of,
 )
 from slipway_operator.kube.store import Store
-from slipway_operator.kuberay import attempt_name
+from slipway_operator.kuberay import LABEL_ATTEMPT, attempt_name
 from slipway_operator.reports import ReportStore
 
 FIELD_MANAGER = "slipway-operator"
 OWNER_INDEX = "owner"
 BASE_MODEL_INDEX = "baseModel"
+CLUSTER_INDEX = "rayCluster"
+KUEUE = "kueue.x-k8s.io"
 
 _RESOURCES = {resource.kind: resource for resource in (RAYJOBS, SECRETS, TRAINJOBS, NETWORKPOLICIES)}
-_FORBIDDEN_SECONDS = 30.0  # rights are given by people
+_FORBIDDEN_SECONDS = 15.0  # rights are given by people
 _CACHED = (RAYJOBS, TRAINJOBS)  # of what is in no cache, nothing can be waited for
 
 log = logging.getLogger(__name__)
@@ -65,6 +72,8 @@ class Caches:
     train_jobs: Store
     ray_jobs: Store
     ray_jobs_missing: Callable[[], bool]
+    pods: Store
+    testimony: PodTestimony
 
 
 class TrainJobReconciler:
@@ -77,6 +86,7 @@ class TrainJobReconciler:
         reports: ReportStore,
         recorder: EventRecorder,
         expectations: Expectations,
+        discovery: Discovery,
         settings: Settings,
         *,
         clock: Callable[[], datetime] = lambda: datetime.now(UTC),
@@ -86,6 +96,7 @@ class TrainJobReconciler:
         self._reports = reports
         self._recorder = recorder
         self._expectations = expectations
+        self._discovery = discovery
         self._settings = settings
         self._clock = clock
 
@@ -96,7 +107,7 @@ class TrainJobReconciler:
             self._expectations.forget(key)
             return Done()
         await self._acknowledge(job)
-        decision = decide(self._observe(job), self._settings, self._clock())
+        decision = decide(await self._observe(job), self._settings, self._clock())
         try:
             for child in decision.apply:
                 await self._apply(key, child)
@@ -111,7 +122,7 @@ class TrainJobReconciler:
             await self._delete(key, job)
         return RequeueAfter(decision.requeue_after) if decision.requeue_after is not None else Done()
 
-    def _observe(self, job: dict[str, Any]) -> Observed:
+    async def _observe(self, job: dict[str, Any]) -> Observed:
         uid, metadata = uid_of(job), job["metadata"]
         attempt, report = self._reports.latest(uid)
         observed = Observed(
@@ -130,7 +141,22 @@ class TrainJobReconciler:
         if reference:
             base = self._caches.train_jobs.get(Key(metadata["namespace"], reference["name"]))
             observed = replace(observed, base_job=base)
-        return observed
+        if job["spec"].get("queue") and not observed.ray_jobs:
+            observed = replace(observed, kueue_missing=not await self._discovery.serves(KUEUE))
+        return self._with_pods(observed)
+
+    def _with_pods(self, observed: Observed) -> Observed:
+        """Adds the pods of the newest RayJob's cluster."""
+        ray_job = max(observed.ray_jobs, key=lambda r: int(r["metadata"]["labels"].get(LABEL_ATTEMPT, "0")), default={})
+        cluster = (ray_job.get("status") or {}).get("rayClusterName")
+        if not cluster:
+            return observed
+        address, pods = f"{ray_job['metadata']['namespace']}/{cluster}", self._caches.pods
+        return replace(
+            observed,
+            pods=[*self._caches.testimony.of(address), *pods.by_index(CLUSTER_INDEX, address)],
+            pods_current=at_least(pods.resource_version, version_of(ray_job)) is True,
+        )
 
     async def _acknowledge(self, job: dict[str, Any]) -> None:
         """What the stored status says of ends is durable: tell the runs that wait to hear it."""
@@ -151,10 +177,17 @@ class TrainJobReconciler:
         return RequeueAfter(_FORBIDDEN_SECONDS)
 
     async def _apply(self, key: Key, child: dict[str, Any]) -> None:
-        resource = _resource(child)
-        written = await self._client.apply(resource, child, field_manager=FIELD_MANAGER)
-        if resource in _CACHED:
-            self._expectations.wrote(key, resource, written)
+        if child["kind"] != "RayJob":  # in no cache: there is nothing to wait for
+            await self._client.apply(_resource(child), child, field_manager=FIELD_MANAGER)
+            return
+        # A RayJob is created and never written again: once it exists, Kueue drives its `suspend` and its pod templates,
+        # and an apply after a lost answer would take them back. One that exists already is adopted when the cache
+        # shows it.
+        try:
+            written = await self._client.create(RAYJOBS, child)
+        except AlreadyExists as error:
+            raise Conflict(error.status, error.reason, error.message) from error
+        self._expectations.wrote(key, RAYJOBS, written)
 
     async def _delete(self, key: Key, obj: dict[str, Any]) -> None:
         resource = _resource(obj)

@@ -12,16 +12,13 @@ its number. Nothing is ever created while an older RayJob of the job still exist
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import Any, Literal
 
 from slipway_api import conditions as c
-from slipway_api.run import Report, ReportTarget, RunSpec, report_token
+from slipway_api.run import ReportTarget, RunSpec, report_token
 from slipway_api.trainjob import TrainJobSpec
 from slipway_operator import kuberay
-from slipway_operator.config import OperatorConfig
 from slipway_operator.controllers.trainjob.attempts import (
     End,
     backoff,
@@ -31,75 +28,17 @@ from slipway_operator.controllers.trainjob.attempts import (
     parse_time,
     replan_after_out_of_memory,
 )
-from slipway_operator.controllers.trainjob.status import StatusDraft, describe_waiting
+from slipway_operator.controllers.trainjob.observed import Decision, Observed, Plan, Settings
+from slipway_operator.controllers.trainjob.planning import plan_run, say_planned
+from slipway_operator.controllers.trainjob.pods import PROBLEMS, end_by_pods, head_lost, seconds_of_patience
+from slipway_operator.controllers.trainjob.status import StatusDraft
+from slipway_operator.controllers.trainjob.waiting import REALLY_RUNNING, at_creation, describe, is_suspended
 from slipway_operator.network_policy import network_policy
-from slipway_operator.planner.fit import fit
-
-
-@dataclass(frozen=True)
-class Settings:
-    """What a decision needs from the operator's configuration."""
-
-    config: OperatorConfig
-    report_key: bytes
-    report_ca: str | None = None  # PEM; None: runs trust what their image trusts
-
-
-@dataclass(frozen=True)
-class Observed:
-    """The world as the caches show it."""
-
-    job: dict[str, Any]
-    ray_jobs: Sequence[dict[str, Any]]  # controlled by this job's UID
-    report: Report | None = None  # of the attempt `report_attempt`
-    report_attempt: int = 0
-    base_job: dict[str, Any] | None = None  # the TrainJob that spec.model.trainJob names
-    ray_operator_missing: bool = False
-    foreign_ray_job: dict[str, Any] | None = None  # bears our next name, but is not ours
-
-
-@dataclass(frozen=True)
-class EventNote:
-    """A Kubernetes Event to record about the job."""
-
-    type: Literal["Normal", "Warning"]
-    reason: str
-    message: str
-
-
-@dataclass(frozen=True)
-class Decision:
-    """What is to be done. Order: apply, delete, one status write, events, requeue."""
-
-    status: dict[str, Any]
-    apply: Sequence[dict[str, Any]] = ()
-    delete: Sequence[dict[str, Any]] = ()
-    delete_job: bool = False
-    events: Sequence[EventNote] = ()
-    requeue_after: float | None = None
-    ended_attempt: int | None = None  # its end is in `status`; the run may be told so
-
-
-@dataclass
-class _Plan:
-    """The mutable draft that the ladder fills."""
-
-    draft: StatusDraft
-    apply: list[dict[str, Any]] = field(default_factory=list)
-    delete: list[dict[str, Any]] = field(default_factory=list)
-    events: list[EventNote] = field(default_factory=list)
-    requeue_after: float | None = None
-    delete_job: bool = False
-
-    def requeue(self, seconds: float) -> None:
-        """Come back after that long, or earlier if something else already asked for it."""
-        seconds = max(0.1, seconds)
-        self.requeue_after = seconds if self.requeue_after is None else min(self.requeue_after, seconds)
 
 
 def decide(observed: Observed, settings: Settings, now: datetime) -> Decision:
     """What this TrainJob needs now."""
-    plan = _Plan(StatusDraft.of(observed.job, now))
+    plan = Plan(StatusDraft.of(observed.job, now))
     if not observed.job["metadata"].get("deletionTimestamp"):  # else its children are collected through their owner
         _ladder(observed, settings, now, plan)
     status = plan.draft.finish()
@@ -114,11 +53,11 @@ def decide(observed: Observed, settings: Settings, now: datetime) -> Decision:
     )
 
 
-def _ladder(observed: Observed, settings: Settings, now: datetime, plan: _Plan) -> None:
+def _ladder(observed: Observed, settings: Settings, now: datetime, plan: Plan) -> None:
     draft = plan.draft
     spec = TrainJobSpec.model_validate(observed.job["spec"])
-    _adopt(observed, draft)
-    _delete_ended(observed, plan)
+    _adopt(observed, spec, settings, draft)
+    _delete_ended(observed, now, plan)
     if draft.finished():
         return _expire(spec, now, plan)
     if draft.current_attempt() is not None:
@@ -126,11 +65,11 @@ def _ladder(observed: Observed, settings: Settings, now: datetime, plan: _Plan) 
     if draft.finished() or draft.current_attempt() is not None:
         return None
     if _past_deadline(spec, draft, now, plan):
-        return _fail(plan, c.DEADLINE_EXCEEDED, _deadline_message(spec))
+        return plan.fail(c.DEADLINE_EXCEEDED, _deadline_message(spec))
     if spec.suspend:
         return _suspended(observed, draft)
     draft.set(c.SUSPENDED, "False", c.NOT_SUSPENDED, "spec.suspend is false")
-    runnable = _plan(observed, spec, settings, draft, plan)
+    runnable = plan_run(observed, spec, settings, plan)
     if runnable is None or not _may_start(observed, runnable, now, plan):
         return None
     return _start(observed, runnable, settings, plan)
@@ -139,31 +78,60 @@ def _ladder(observed: Observed, settings: Settings, now: datetime, plan: _Plan) 
 # --- the rungs ----------------------------------------------------------------------------------------------------
 
 
-def _adopt(observed: Observed, draft: StatusDraft) -> None:
-    """A RayJob without a record: the operator died between creating it and writing the record."""
+def _adopt(observed: Observed, spec: TrainJobSpec, settings: Settings, draft: StatusDraft) -> None:
+    """A RayJob without a record: it was created, and the status that says so was not written."""
     for ray_job in sorted(observed.ray_jobs, key=_number):
-        if _number(ray_job) > draft.last_number():
-            draft.begin_attempt(_number(ray_job), ray_job["metadata"]["creationTimestamp"], ray_job["metadata"]["name"])
+        number, metadata = _number(ray_job), ray_job["metadata"]
+        if number > draft.last_number():
+            draft.set(c.SUSPENDED, "False", c.NOT_SUSPENDED, "spec.suspend is false")
+            say_planned(spec, replan_after_out_of_memory(spec, draft.records()) or spec, settings, draft)
+            _begin(observed.job, number, metadata["creationTimestamp"], metadata["name"], settings, draft)
 
 
-def _delete_ended(observed: Observed, plan: _Plan) -> None:
+def _begin(job: dict[str, Any], number: int, start: str, ray_job: str, settings: Settings, draft: StatusDraft) -> None:
+    """The attempt has its RayJob."""
+    draft.put("storage", storage_prefix(settings.config.storage.uri, job["metadata"]))
+    draft.begin_attempt(number, start, ray_job)
+    draft.set(c.RUNNING, "False", *at_creation(job, number))
+
+
+# A run that has said how it ended, or that KubeRay is done with, ends by itself within so many seconds.
+_ENDING_SECONDS = 60
+
+
+def _delete_ended(observed: Observed, now: datetime, plan: Plan) -> None:
     """RayJobs whose attempt has a *stored* end, each with its Secret. What this reconcile ends is deleted by the next.
 
-    Secrets are not observed (the operator may not list them): a finished job's last one, good for nothing any more,
-    stays with its RayJob, and any that a crash left behind goes with the TrainJob that owns it.
+    The Secret goes first: Secrets are not observed (the operator may not list them), so one whose RayJob is gone would
+    never be thought of again. A finished job's last one, good for nothing any more, stays with its RayJob.
     """
     ended = {r["number"] for r in (observed.job.get("status") or {}).get("attempts", []) if r.get("outcome")}
-    keep_last = plan.draft.finished() and not plan.draft.stopped_by_us()
     for ray_job in observed.ray_jobs:
         number = _number(ray_job)
         if number not in ended or ray_job["metadata"].get("deletionTimestamp"):
             continue
-        if keep_last and number == plan.draft.last_number():
-            continue  # a finished job keeps its last RayJob for whoever looks; its cluster is shut down already
-        plan.delete += [ray_job, kuberay.token_secret(observed.job, number, token="")]
+        if number == plan.draft.last_number() and _keeps_last(ray_job, now, plan):
+            continue
+        plan.delete += [kuberay.token_secret(observed.job, number, token=""), ray_job]
 
 
-def _expire(spec: TrainJobSpec, now: datetime, plan: _Plan) -> None:
+def _keeps_last(ray_job: dict[str, Any], now: datetime, plan: Plan) -> bool:
+    """A finished job keeps its last RayJob for whoever looks, if that has ended too: then its cluster is shut down.
+
+    One that goes on (pods that cannot start, a driver that hangs after its last word) would hold its GPUs for ever.
+    """
+    if not plan.draft.finished() or plan.draft.stopped_by_us():
+        return False
+    status = ray_job.get("status") or {}
+    if status.get("jobDeploymentStatus") in ("Complete", "Failed", "ValidationFailed"):
+        return True
+    due = parse_time(plan.draft.value("completionTime")) + timedelta(seconds=_ENDING_SECONDS)
+    if now < due:
+        plan.requeue((due - now).total_seconds())
+    return now < due
+
+
+def _expire(spec: TrainJobSpec, now: datetime, plan: Plan) -> None:
     completion = plan.draft.value("completionTime")
     if spec.ttl_seconds_after_finished is None or completion is None:
         return
@@ -174,7 +142,7 @@ def _expire(spec: TrainJobSpec, now: datetime, plan: _Plan) -> None:
         plan.requeue((due - now).total_seconds())
 
 
-def _follow(observed: Observed, spec: TrainJobSpec, settings: Settings, now: datetime, plan: _Plan) -> None:
+def _follow(observed: Observed, spec: TrainJobSpec, settings: Settings, now: datetime, plan: Plan) -> None:
     """An attempt is alive: fold in what it says, and end it when it ended or must end."""
     draft = plan.draft
     number = draft.current_attempt()
@@ -184,39 +152,81 @@ def _follow(observed: Observed, spec: TrainJobSpec, settings: Settings, now: dat
     if report is not None:
         draft.fold_report(report)
     end = end_of_attempt(ray_job, report)
+    if end is None or end.outcome == "Infrastructure":  # pods know better why a run was cut short
+        end = end_by_pods(observed.pods, now) or end
     if end is None and _past_deadline(spec, draft, now, plan):
         end = End("DeadlineExceeded", c.DEADLINE_EXCEEDED, _deadline_message(spec))
     if end is None and spec.suspend:
         end = End("Suspended", c.SUSPENDED_BY_USER, "stopped because spec.suspend is true")
+    lost = None
     if end is None:
         assert ray_job is not None
-        reason, message = describe_waiting(ray_job, report, observed.ray_operator_missing)
-        draft.set(c.RUNNING, "True" if reason in _REALLY_RUNNING else "False", reason, message)
-        return
-    _record_end(draft, number, end, spec, now, plan)
+        end = _quota_withdrawn(ray_job, draft)
+        known = draft.reason(c.RUNNING) == c.HEAD_LOST
+        lost = head_lost(ray_job, observed.pods, current=observed.pods_current or known)
+    if end is None and lost is not None and _nobody_says_more(draft, now, plan):
+        end = End("Infrastructure", c.HEAD_LOST, lost)
+    if end is not None:
+        if ray_job is None or ray_job["metadata"].get("deletionTimestamp"):  # nothing will lead to its Secret any more
+            plan.delete.append(kuberay.token_secret(observed.job, number, token=""))
+        return _record_end(draft, number, end, spec, now, plan)
+    assert ray_job is not None
+    patience = seconds_of_patience(observed.pods, now)
+    if patience is not None:
+        plan.requeue(patience)
+    if lost is not None:
+        return _tell(c.HEAD_LOST, f"{lost}; waiting for the run's own last word", number, plan)
+    missing = observed.ray_operator_missing
+    return _tell(*describe(ray_job, report, observed.pods, ray_operator_missing=missing), number, plan)
 
 
-_REALLY_RUNNING = frozenset({c.STARTING, c.PREPARING_DATA, c.TRAINING, c.SAVING_MODEL})
+def _tell(reason: str, message: str, number: int, plan: Plan) -> None:
+    """Say in Running where the living attempt is, and as an Event that it has come to need somebody."""
+    draft = plan.draft
+    before = draft.reason(c.RUNNING)
+    if before == c.WAITING_FOR_QUOTA and reason != before:
+        draft.admit_attempt(number)
+    if reason in _TOLD and reason != before:
+        plan.note("Warning", reason, message)
+    draft.set(c.RUNNING, "True" if reason in REALLY_RUNNING else "False", reason, message)
 
 
-def _record_end(draft: StatusDraft, number: int, end: End, spec: TrainJobSpec, now: datetime, plan: _Plan) -> None:
+_TOLD = PROBLEMS | {c.HEAD_LOST}
+# The caches of RayJobs and pods are two watches: an end that KubeRay wrote may arrive after the pods it took away.
+_LAST_WORD_SECONDS = 15
+
+
+def _nobody_says_more(draft: StatusDraft, now: datetime, plan: Plan) -> bool:
+    since = draft.since(c.RUNNING, c.HEAD_LOST)
+    waited = (now - since).total_seconds() if since is not None else 0.0
+    if since is None or waited < _LAST_WORD_SECONDS:
+        plan.requeue(_LAST_WORD_SECONDS - waited)
+        return False
+    return True
+
+
+def _quota_withdrawn(ray_job: dict[str, Any], draft: StatusDraft) -> End | None:
+    """Kueue suspends what it preempts. KubeRay would start the driver anew in the same RayJob; attempts are ours."""
+    if is_suspended(ray_job) and draft.is_true(c.RUNNING):
+        return End("Preempted", c.QUOTA_WITHDRAWN, "its RayJob was suspended: the queue took the quota back")
+    return None
+
+
+def _record_end(draft: StatusDraft, number: int, end: End, spec: TrainJobSpec, now: datetime, plan: Plan) -> None:
     draft.end_attempt(number, end.outcome, end.message, spec)
     if end.outcome == "Succeeded":
         assert end.model is not None
         draft.succeed(end.model, end.reason, end.message)
-        plan.events.append(EventNote("Normal", c.SUCCEEDED, f"attempt {number}: {end.message}"))
+        plan.note("Normal", c.SUCCEEDED, f"attempt {number}: {end.message}")
         return None
     if end.outcome in ("UserError", "DeadlineExceeded"):
-        return _fail(plan, end.reason, end.message)
+        return plan.fail(end.reason, end.message)
     warning = end.outcome not in ("Suspended", "Preempted")
-    plan.events.append(
-        EventNote("Warning" if warning else "Normal", f"Attempt{end.outcome}", f"attempt {number}: {end.message}")
-    )
+    plan.note("Warning" if warning else "Normal", f"Attempt{end.outcome}", f"attempt {number}: {end.message}")
     failures = counted_failures(draft.records())
     if failures > spec.retry.limit:
         attempts = "attempt" if failures == 1 else "attempts"
-        return _fail(
-            plan,
+        return plan.fail(
             c.RETRIES_EXHAUSTED,
             f"{failures} {attempts} failed, spec.retry.limit is {spec.retry.limit}; the last one: {end.message}",
         )
@@ -235,71 +245,17 @@ def _suspended(observed: Observed, draft: StatusDraft) -> None:
     draft.set(c.RUNNING, "False", c.SUSPENDED_BY_USER, "spec.suspend is true")
 
 
-def _plan(
-    observed: Observed, spec: TrainJobSpec, settings: Settings, draft: StatusDraft, plan: _Plan
-) -> TrainJobSpec | None:
-    """The spec that will run, with references resolved; None when it cannot (yet)."""
-    verdict = fit(spec, settings.config.pools)
-    if not verdict.fits:
-        draft.set(c.PLANNED, "False", c.DOES_NOT_FIT, verdict.message)
-        _fail(plan, c.DOES_NOT_FIT, verdict.message)
-        return None
-    resolved = _resolve_base_model(observed, spec, draft, plan)
-    if resolved is None:
-        return None
-    replanned = replan_after_out_of_memory(resolved, draft.records())
-    if replanned is None:
-        _fail(
-            plan,
-            "OutOfMemory",
-            "out of memory with micro-batches of one sequence and activation checkpointing: shorten "
-            "data.sequenceLength, use more workers with a strategy that shards, or give workers more memory",
-        )
-        return None
-    message = verdict.message
-    if replanned.training != spec.training:
-        recompute = ", activations recomputed" if replanned.training.activation_checkpointing else ""
-        message += f"; after running out of memory: microBatchSize {replanned.training.micro_batch_size}{recompute}"
-    draft.set(c.PLANNED, "True", c.FITS, message)
-    return replanned
-
-
-def _resolve_base_model(observed: Observed, spec: TrainJobSpec, draft: StatusDraft, plan: _Plan) -> TrainJobSpec | None:
-    """Replace model.trainJob by the uri of what that job has trained."""
-    reference = spec.model.train_job
-    if reference is None:
-        return spec
-    where = f"spec.model.trainJob: TrainJob {reference.name}"
-    if reference.name == observed.job["metadata"]["name"]:
-        _fail(plan, c.MODEL_NOT_READY, f"{where} is this job itself")
-        return None
-    status = (observed.base_job or {}).get("status") or {}
-    if c.is_true(status.get("conditions", []), c.FAILED):
-        _fail(plan, c.MODEL_NOT_READY, f"{where} has failed; train a base model first and create this job again")
-        return None
-    if observed.base_job is None or "model" not in status:
-        state = "does not exist" if observed.base_job is None else "has not succeeded yet"
-        draft.set(c.PLANNED, "False", c.MODEL_NOT_READY, f"{where} {state}; waiting for it")
-        draft.set(c.RUNNING, "False", c.NOT_STARTED, "waiting for the base model")
-        return None
-    model = spec.model.model_copy(update={"train_job": None, "uri": status["model"]["uri"]})
-    return spec.model_copy(update={"model": model})
-
-
-def _may_start(observed: Observed, spec: TrainJobSpec, now: datetime, plan: _Plan) -> bool:
+def _may_start(observed: Observed, spec: TrainJobSpec, now: datetime, plan: Plan) -> bool:
     draft = plan.draft
     if observed.ray_operator_missing:
-        draft.set(
-            c.RUNNING,
-            "False",
-            c.WAITING_FOR_RAY_OPERATOR,
-            "the RayJob kind (ray.io/v1) is not served: install KubeRay; the job starts by itself then",
+        message = "the RayJob kind (ray.io/v1) is not served: install KubeRay; the job starts by itself then"
+        return _wait_for(c.WAITING_FOR_RAY_OPERATOR, message, plan)
+    if spec.queue and observed.kueue_missing:
+        message = (
+            f"spec.queue is {spec.queue}, but Kueue (kueue.x-k8s.io) is not served: install Kueue, and the job starts "
+            "by itself; or suspend it, remove spec.queue and resume it"
         )
-        plan.events.append(
-            EventNote("Warning", c.WAITING_FOR_RAY_OPERATOR, "the RayJob kind (ray.io/v1) is not served")
-        )
-        plan.requeue(15)
-        return False
+        return _wait_for(c.WAITING_FOR_KUEUE, message, plan)
     if observed.ray_jobs:
         last = draft.records()[-1]
         draft.set(
@@ -319,9 +275,18 @@ def _may_start(observed: Observed, spec: TrainJobSpec, now: datetime, plan: _Pla
             message = f"waiting until RayJob {name} of a deleted TrainJob of the same name has stopped"
             draft.set(c.RUNNING, "False", c.WAITING_FOR_RESOURCES, message)
             return False
-        _fail(plan, c.NAME_TAKEN, f"a RayJob {name} that does not belong to this job exists: delete or rename one")
+        plan.fail(c.NAME_TAKEN, f"a RayJob {name} that does not belong to this job exists: delete or rename one")
         return False
     return True
+
+
+def _wait_for(reason: str, message: str, plan: Plan) -> Literal[False]:
+    """The cluster lacks something: say so once, look again now and then."""
+    if plan.draft.reason(c.RUNNING) != reason:
+        plan.note("Warning", reason, message)
+    plan.draft.set(c.RUNNING, "False", reason, message)
+    plan.requeue(15)
+    return False
 
 
 def _of_a_predecessor(job: dict[str, Any], ray_job: dict[str, Any]) -> bool:
@@ -330,12 +295,11 @@ def _of_a_predecessor(job: dict[str, Any], ray_job: dict[str, Any]) -> bool:
     return any(o.get("kind") == "TrainJob" and o.get("name") == job["metadata"]["name"] for o in owners)
 
 
-def _start(observed: Observed, spec: TrainJobSpec, settings: Settings, plan: _Plan) -> None:
+def _start(observed: Observed, spec: TrainJobSpec, settings: Settings, plan: Plan) -> None:
     job, draft = observed.job, plan.draft
     number = draft.last_number() + 1
     metadata = job["metadata"]
     storage = storage_prefix(settings.config.storage.uri, metadata)
-    draft.put("storage", storage)
     reports = settings.config.reports
     run = RunSpec(
         namespace=metadata["namespace"],
@@ -364,9 +328,8 @@ def _start(observed: Observed, spec: TrainJobSpec, settings: Settings, plan: _Pl
     # The walls stand before anything runs between them.
     plan.apply += [network_policy(job, policy)] if policy else []
     plan.apply += [kuberay.token_secret(job, number, token, settings.report_ca), ray_job]
-    draft.begin_attempt(number, draft.now, ray_job["metadata"]["name"])
-    draft.set(c.RUNNING, "False", c.WAITING_FOR_RESOURCES, f"attempt {number} is created; waiting for resources")
-    plan.events.append(EventNote("Normal", "AttemptCreated", f"created RayJob {ray_job['metadata']['name']}"))
+    _begin(job, number, draft.now, ray_job["metadata"]["name"], settings, draft)
+    plan.note("Normal", "AttemptCreated", f"created RayJob {ray_job['metadata']['name']}")
 
 
 def storage_prefix(root: str, metadata: dict[str, Any]) -> str:
@@ -377,12 +340,7 @@ def storage_prefix(root: str, metadata: dict[str, Any]) -> str:
 # --- shared -------------------------------------------------------------------------------------------------------
 
 
-def _fail(plan: _Plan, reason: str, message: str) -> None:
-    plan.draft.fail(reason, message)
-    plan.events.append(EventNote("Warning", reason, message))
-
-
-def _past_deadline(spec: TrainJobSpec, draft: StatusDraft, now: datetime, plan: _Plan) -> bool:
+def _past_deadline(spec: TrainJobSpec, draft: StatusDraft, now: datetime, plan: Plan) -> bool:
     started = draft.value("startTime")
     if spec.active_deadline_seconds is None or started is None:
         return False

@@ -14,15 +14,6 @@ from slipway_operator.controllers.trainjob.attempts import format_time, parse_ti
 MAX_RECORDS = 20
 _MAX_MESSAGE = 4096
 
-# What a run says of itself -> reason and message of Running.
-_STAGES = {
-    "Starting": (c.STARTING, "the run has started; workers are coming up"),
-    "PreparingData": (c.PREPARING_DATA, "documents are read, tokenized and packed"),
-    "Training": (c.TRAINING, "training"),
-    "SavingModel": (c.SAVING_MODEL, "the trained model is being written"),
-    "Ended": (c.SAVING_MODEL, "the run is ending"),
-}
-
 
 class StatusDraft:
     """A mutable status; every change goes through here so that times and generations are set in one place."""
@@ -64,6 +55,20 @@ class StatusDraft:
         """Whether the newest attempt did not end by itself, so that its RayJob must be deleted to stop it."""
         return bool(self.records()) and self.records()[-1].get("outcome") in ("DeadlineExceeded", "Suspended")
 
+    def reason(self, type_: str) -> str | None:
+        """The reason of a condition, or None before it was first set."""
+        condition = c.find_condition(self._status.get("conditions", []), type_)
+        return condition["reason"] if condition else None
+
+    def since(self, type_: str, reason: str) -> datetime | None:
+        """When a condition last changed its status, if it has this reason now."""
+        condition = c.find_condition(self._status.get("conditions", []), type_)
+        return parse_time(condition["lastTransitionTime"]) if condition and condition["reason"] == reason else None
+
+    def is_true(self, type_: str) -> bool:
+        """Whether a condition is True."""
+        return c.is_true(self._status.get("conditions", []), type_)
+
     def finished(self) -> bool:
         """Whether the job is over for good."""
         conditions = self._status.get("conditions", [])
@@ -96,9 +101,15 @@ class StatusDraft:
         self._status.setdefault("startTime", start)
         self._status.pop("nextAttemptTime", None)
 
+    def admit_attempt(self, number: int) -> None:
+        """The attempt has left its queue: from here on it uses something."""
+        next(r for r in self.records() if r["number"] == number)["startTime"] = self.now
+
     def end_attempt(self, number: int, outcome: str, message: str, spec: TrainJobSpec) -> None:
-        """Close a record and add what the attempt has used."""
+        """Close a record and add what the attempt has used: in a queue, nothing."""
         record = next(r for r in self.records() if r["number"] == number)
+        if self.reason(c.RUNNING) == c.WAITING_FOR_QUOTA:
+            record["startTime"] = self.now
         record.update(outcome=outcome, message=message[:_MAX_MESSAGE], endTime=self.now)
         seconds = max(0, int((parse_time(self.now) - parse_time(record["startTime"])).total_seconds()))
         usage = self._status.get("usage", {})
@@ -157,16 +168,3 @@ class StatusDraft:
                 return type_
         running = c.find_condition(conditions, c.RUNNING)
         return str(running["reason"]) if running else "Pending"
-
-
-def describe_waiting(ray_job: dict[str, Any], report: Report | None, ray_operator_missing: bool) -> tuple[str, str]:
-    """Reason and message of Running for an attempt that has not ended."""
-    if report is not None:
-        return _STAGES[report.stage]
-    status = ray_job.get("status") or {}
-    if status.get("jobStatus") == "RUNNING" or status.get("jobDeploymentStatus") == "Running":
-        return c.STARTING, "the run has started; waiting for its first report"
-    if ray_operator_missing:
-        return c.WAITING_FOR_RAY_OPERATOR, "the RayJob kind (ray.io/v1) is no longer served"
-    message = status.get("message") or "waiting until the Ray cluster is up"
-    return c.WAITING_FOR_RESOURCES, str(message)

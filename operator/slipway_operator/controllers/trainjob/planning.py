@@ -1,0 +1,67 @@
+"""What will run: does it fit, on which base model, with how much memory. Pure.
+
+Whatever cannot run says so here, before anything is created.
+"""
+
+from __future__ import annotations
+
+from slipway_api import conditions as c
+from slipway_api.trainjob import TrainJobSpec
+from slipway_operator.controllers.trainjob.attempts import replan_after_out_of_memory
+from slipway_operator.controllers.trainjob.observed import Observed, Plan, Settings
+from slipway_operator.controllers.trainjob.status import StatusDraft
+from slipway_operator.planner.fit import fit
+
+
+def plan_run(observed: Observed, spec: TrainJobSpec, settings: Settings, plan: Plan) -> TrainJobSpec | None:
+    """The spec that will run, with references resolved; None when it cannot (yet)."""
+    draft = plan.draft
+    verdict = fit(spec, settings.config.pools)
+    if not verdict.fits:
+        draft.set(c.PLANNED, "False", c.DOES_NOT_FIT, verdict.message)
+        plan.fail(c.DOES_NOT_FIT, verdict.message)
+        return None
+    resolved = _resolve_base_model(observed, spec, draft, plan)
+    if resolved is None:
+        return None
+    replanned = replan_after_out_of_memory(resolved, draft.records())
+    if replanned is None:
+        plan.fail(
+            "OutOfMemory",
+            "out of memory with micro-batches of one sequence and activation checkpointing: shorten "
+            "data.sequenceLength, use more workers with a strategy that shards, or give workers more memory",
+        )
+        return None
+    say_planned(spec, replanned, settings, draft)
+    return replanned
+
+
+def say_planned(spec: TrainJobSpec, runnable: TrainJobSpec, settings: Settings, draft: StatusDraft) -> None:
+    """Say in Planned that `runnable` is what becomes of `spec`."""
+    message = fit(spec, settings.config.pools).message
+    if runnable.training != spec.training:
+        recompute = ", activations recomputed" if runnable.training.activation_checkpointing else ""
+        message += f"; after running out of memory: microBatchSize {runnable.training.micro_batch_size}{recompute}"
+    draft.set(c.PLANNED, "True", c.FITS, message)
+
+
+def _resolve_base_model(observed: Observed, spec: TrainJobSpec, draft: StatusDraft, plan: Plan) -> TrainJobSpec | None:
+    """Replace model.trainJob by the uri of what that job has trained."""
+    reference = spec.model.train_job
+    if reference is None:
+        return spec
+    where = f"spec.model.trainJob: TrainJob {reference.name}"
+    if reference.name == observed.job["metadata"]["name"]:
+        plan.fail(c.MODEL_NOT_READY, f"{where} is this job itself")
+        return None
+    status = (observed.base_job or {}).get("status") or {}
+    if c.is_true(status.get("conditions", []), c.FAILED):
+        plan.fail(c.MODEL_NOT_READY, f"{where} has failed; train a base model first and create this job again")
+        return None
+    if observed.base_job is None or "model" not in status:
+        state = "does not exist" if observed.base_job is None else "has not succeeded yet"
+        draft.set(c.PLANNED, "False", c.MODEL_NOT_READY, f"{where} {state}; waiting for it")
+        draft.set(c.RUNNING, "False", c.NOT_STARTED, "waiting for the base model")
+        return None
+    model = spec.model.model_copy(update={"train_job": None, "uri": status["model"]["uri"]})
+    return spec.model_copy(update={"model": model})

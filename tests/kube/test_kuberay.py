@@ -1,0 +1,313 @@
+"""Our RayJobs under the real KubeRay operator, on a real API server, without nodes.
+
+What is real: admission (pod security *restricted*), KubeRay's RayCluster, services, Secret and pods, garbage
+collection, and our operator. What is played: the kubelet and the scheduler (pod statuses), Kueue (its CRD's group and
+what it does to `suspend`). KubeRay reaches no head, because none runs: it gets a RayJob as far as jobDeploymentStatus
+Running, and what only a head could tell it (jobStatus) is not seen here.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from slipway_api import conditions as c
+from slipway_local.kubernetes.control_plane import ControlPlane
+from slipway_operator.kube.client import Client
+from slipway_operator.kube.config import load_config
+from slipway_operator.kube.errors import Forbidden, NotFound
+from slipway_operator.kube.resource import CRDS, EVENTS, PODS, RAYJOBS, SECRETS, TRAINJOBS, Resource
+
+from . import kubelet
+from .cluster import RAYCLUSTERS, Cluster, eventually, operating
+from .conftest import require_binaries
+from .fault_proxy import FaultProxy, lose_answer
+from .kuberay_process import kuberay
+
+pytestmark = pytest.mark.slow
+
+SERVICES = Resource("", "v1", "services", "Service")
+
+
+@pytest.fixture(scope="module")
+def ray_operator(control_plane: ControlPlane, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    require_binaries(["kuberay-operator"])
+    with kuberay(control_plane.kubeconfig, tmp_path_factory.mktemp("kuberay")) as log:
+        yield log
+
+
+@pytest.fixture
+async def team(admin: Client, namespace: str) -> Cluster:
+    """A namespace that admits only restricted pods."""
+    return await Cluster.make(admin, namespace, **{"pod-security.kubernetes.io__enforce": "restricted"})
+
+
+@pytest.fixture
+async def working(
+    control_plane: ControlPlane, team: Cluster, ray_operator: Path, tmp_path: Path
+) -> AsyncIterator[Cluster]:
+    """The namespace with our operator and KubeRay at work in it."""
+    connection = await load_config(str(control_plane.kubeconfig), None)
+    async with operating(connection, tmp_path, team.namespace):
+        yield team
+
+
+async def pods_of(
+    cluster: Cluster, name: str, attempt: int = 1, count: int = 2
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """(head, a worker) once all pods are there."""
+
+    async def all_there() -> list[dict[str, Any]] | None:
+        pods = await cluster.pods(name, attempt)
+        return pods if len(pods) == count else None
+
+    pods = await eventually(all_there)
+    by_type = {pod["metadata"]["labels"]["ray.io/node-type"]: pod for pod in pods}
+    return by_type["head"], by_type["worker"]
+
+
+async def start_running(cluster: Cluster, name: str) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Until KubeRay takes the Ray cluster for ready and the RayJob for running."""
+    head, worker = await pods_of(cluster, name)
+    await kubelet.run(cluster, head)
+    await kubelet.run(cluster, worker)
+    await cluster.until(name, c.STARTING)
+    return head, worker
+
+
+async def test_a_rayjob_becomes_pods_as_it_says(working: Cluster) -> None:
+    await working.create(
+        "job", workers={"count": 2, "resources": {"cpu": "3", "memory": "5Gi", "gpu": 1}}, strategy={"fsdp": {}}
+    )
+    head, worker = await pods_of(working, "job", count=3)
+    await working.until("job", c.WAITING_FOR_RESOURCES)
+
+    [ray_job] = await working.all(RAYJOBS)
+    spec = ray_job["spec"]
+    assert (spec["submissionMode"], spec["backoffLimit"], spec["shutdownAfterJobFinishes"]) == ("HTTPMode", 0, True)
+    assert ray_job["metadata"]["finalizers"] == ["ray.io/rayjob-finalizer"]
+    assert ray_job["status"]["jobDeploymentStatus"] == "Initializing"
+    [cluster] = await working.all(RAYCLUSTERS)
+    assert cluster["metadata"]["name"] == ray_job["status"]["rayClusterName"]
+    assert cluster["metadata"]["annotations"]["ray.io/disable-provisioned-head-restart"] == "true"
+
+    for pod, role in ((head, "head"), (worker, "worker")):
+        labels, pod_spec = pod["metadata"]["labels"], pod["spec"]
+        assert (labels["slipway.dev/trainjob"], labels["slipway.dev/attempt"]) == ("job", "1")
+        assert labels["ray.io/cluster"] == cluster["metadata"]["name"]
+        assert pod_spec["automountServiceAccountToken"] is False
+        assert pod_spec["securityContext"]["runAsNonRoot"] is True
+        for container in [*pod_spec.get("initContainers", []), *pod_spec["containers"]]:
+            assert container["securityContext"]["allowPrivilegeEscalation"] is False, (role, container["name"])
+            assert container["securityContext"]["capabilities"] == {"drop": ["ALL"]}
+            token = next(e for e in container["env"] if e["name"] == "RAY_AUTH_TOKEN")
+            secret = await working.client.get(SECRETS, working.namespace, token["valueFrom"]["secretKeyRef"]["name"])
+            assert secret["data"][token["valueFrom"]["secretKeyRef"]["key"]]
+
+    head_container, worker_container = kubelet.container_of(head), kubelet.container_of(worker)
+    assert "ray start --head" in head_container["args"][0]
+    assert "--num-cpus=0" in head_container["args"][0]
+    assert "ray start " in worker_container["args"][0]
+    assert "--num-gpus=1" in worker_container["args"][0]
+    assert worker_container["resources"]["limits"] == {"cpu": "3", "memory": "5Gi", "nvidia.com/gpu": "1"}
+    assert "SLIPWAY_RUN" in {e["name"] for e in head_container["env"]}
+    assert "SLIPWAY_RUN" not in {e["name"] for e in worker_container["env"]}
+    [volume] = [v for v in head["spec"]["volumes"] if v["name"] == "run"]
+    report = await working.client.get(SECRETS, working.namespace, volume["secret"]["secretName"])
+    assert set(report["data"]) == {"report-token"}
+    assert report["data"]["report-token"] not in json.dumps([head, worker, ray_job])
+
+
+async def test_the_namespace_does_refuse_what_is_not_restricted(team: Cluster) -> None:
+    pod = {
+        "apiVersion": "v1",
+        "kind": "Pod",
+        "metadata": {"name": "free", "namespace": team.namespace},
+        "spec": {"containers": [{"name": "c", "image": "i"}]},
+    }
+    with pytest.raises(Forbidden, match="restricted"):
+        await team.client.create(PODS, pod)
+
+
+async def test_why_it_waits_follows_the_pods(working: Cluster) -> None:
+    await working.create("job")
+    head, worker = await pods_of(working, "job")
+    await kubelet.find_no_node(working, worker, "0/5 nodes are available: 5 Insufficient nvidia.com/gpu.")
+    assert "Insufficient nvidia.com/gpu" in await working.until("job", c.UNSCHEDULABLE)
+    await kubelet.wait(working, worker, "ContainerCreating")
+    await working.until("job", c.PULLING_IMAGES)
+    await kubelet.wait(working, head, "ErrImagePull", "manifest unknown")
+    message = await working.until("job", c.IMAGE_PULL_FAILED)
+    assert "manifest unknown" in message
+    assert kubelet.container_of(head)["image"] in message
+    await eventually(lambda: has_event(working, c.IMAGE_PULL_FAILED))
+    await kubelet.wait(working, head, "CreateContainerConfigError", 'secret "x" not found')
+    await working.until("job", c.CONTAINER_CONFIG_ERROR)
+    await kubelet.run(working, head)
+    await working.until("job", c.PULLING_IMAGES)
+    await kubelet.run(working, worker)
+    await working.until("job", c.STARTING)
+    assert await working.outcomes("job") == [None]
+
+
+async def has_event(cluster: Cluster, reason: str) -> bool:
+    return any(event["reason"] == reason for event in await cluster.all(EVENTS))
+
+
+@pytest.mark.parametrize("role", ["head", "worker"])
+@pytest.mark.parametrize(
+    ("happens", "outcome", "counted"),
+    [(kubelet.evict, "Preempted", False), (kubelet.kill_for_memory, "OutOfMemory", True)],
+)
+async def test_what_a_pod_suffers_ends_the_attempt_and_the_next_one_follows(
+    working: Cluster, role: str, happens: Any, outcome: str, counted: bool
+) -> None:
+    await working.create("job", retry={"limit": 1 if counted else 0, "backoffSeconds": 0})
+    head, worker = await start_running(working, "job")
+    await happens(working, head if role == "head" else worker)
+    await eventually(lambda: ended(working, "job", 1))
+    assert (await working.outcomes("job"))[0] == outcome
+    await pods_of(working, "job", attempt=2)
+    assert [r["metadata"]["name"] for r in await working.all(RAYJOBS)] == ["job-2"], "never two of them"
+    planned = (await working.condition("job", c.PLANNED))[2]
+    assert ("microBatchSize 2" in planned) == (outcome == "OutOfMemory")
+
+
+async def ended(cluster: Cluster, name: str, number: int) -> bool:
+    outcomes = await cluster.outcomes(name)
+    return len(outcomes) >= number and outcomes[number - 1] is not None
+
+
+async def test_a_lost_head_is_not_replaced_and_ends_the_attempt(working: Cluster) -> None:
+    await working.create("job", retry={"limit": 1, "backoffSeconds": 0})
+    head, _ = await start_running(working, "job")
+    await working.client.delete(PODS, working.namespace, head["metadata"]["name"])
+    await working.until("job", c.HEAD_LOST)
+    assert {p["metadata"]["labels"]["ray.io/node-type"] for p in await working.pods("job")} == {"worker"}
+    await eventually(lambda: ended(working, "job", 1))
+    [first, *_] = (await working.status("job"))["attempts"]
+    assert first["outcome"] == "Infrastructure"
+    assert "head pod" in first["message"]
+    await pods_of(working, "job", attempt=2)
+
+
+@pytest.mark.parametrize("at", ["RayJob", "RayCluster", "Pod"])
+async def test_deletion_in_the_middle_of_creation_leaves_nothing(working: Cluster, at: str) -> None:
+    await working.create("job", workers={"count": 4})
+    made = {"RayJob": RAYJOBS, "RayCluster": RAYCLUSTERS, "Pod": PODS}[at]
+    await eventually(lambda: working.all(made))
+    await working.client.delete(TRAINJOBS, working.namespace, "job")
+
+    async def nothing() -> bool:
+        kinds = (TRAINJOBS, RAYJOBS, RAYCLUSTERS, PODS, SERVICES, SECRETS)
+        return not any([await working.all(kind) for kind in kinds])
+
+    await eventually(nothing)
+
+
+# --- with a Kueue that a test plays -------------------------------------------------------------------------------
+
+
+@pytest.fixture
+async def kueue(admin: Client) -> AsyncIterator[None]:
+    """The API group of Kueue, by its smallest kind; nothing acts on it."""
+    names = {"plural": "localqueues", "singular": "localqueue", "kind": "LocalQueue"}
+    anything = {"openAPIV3Schema": {"type": "object", "x-kubernetes-preserve-unknown-fields": True}}
+    crd = {
+        "apiVersion": "apiextensions.k8s.io/v1",
+        "kind": "CustomResourceDefinition",
+        "metadata": {
+            "name": "localqueues.kueue.x-k8s.io",
+            "annotations": {"api-approved.kubernetes.io": "https://github.com/kubernetes-sigs/kueue/pull/1"},
+        },
+        "spec": {
+            "group": "kueue.x-k8s.io",
+            "scope": "Namespaced",
+            "names": names,
+            "versions": [{"name": "v1beta2", "served": True, "storage": True, "schema": anything}],
+        },
+    }
+    await admin.create(CRDS, crd)
+
+    async def served() -> bool:
+        return bool(await admin.raw("GET", "/apis/kueue.x-k8s.io"))
+
+    await eventually(served)
+    yield
+    await admin.delete(CRDS, None, "localqueues.kueue.x-k8s.io")
+
+    async def gone() -> bool:
+        with contextlib.suppress(NotFound):
+            return not await admin.get(CRDS, None, "localqueues.kueue.x-k8s.io")
+        return True
+
+    await eventually(gone)
+
+
+async def admit(cluster: Cluster, name: str) -> None:
+    """What Kueue does when there is quota: it says where the pods go, and lets KubeRay begin."""
+    [group] = (await cluster.client.get(RAYJOBS, cluster.namespace, name))["spec"]["rayClusterSpec"]["workerGroupSpecs"]
+    group["template"]["spec"]["nodeSelector"] = {"pool": "a"}
+    patch = {"spec": {"suspend": False, "rayClusterSpec": {"workerGroupSpecs": [group]}}}
+    await cluster.client.merge_patch(RAYJOBS, cluster.namespace, name, patch)
+
+
+async def test_a_queued_job_waits_for_kueue_runs_and_gives_back(kueue: None, working: Cluster) -> None:
+    await working.create("job", queue="team-a", retry={"limit": 0, "backoffSeconds": 0})
+    message = await working.until("job", c.WAITING_FOR_QUOTA)
+    assert "queue team-a" in message
+
+    async def held() -> bool:
+        [ray_job] = await working.all(RAYJOBS)
+        return bool(ray_job.get("status", {}).get("jobDeploymentStatus") == "Suspended")
+
+    await eventually(held)
+    assert await working.all(PODS) == []
+    await admit(working, "job-1")
+    _, worker = await start_running(working, "job")
+    assert worker["spec"]["nodeSelector"] == {"pool": "a"}, "what Kueue wrote is left alone"
+    await working.client.merge_patch(RAYJOBS, working.namespace, "job-1", {"spec": {"suspend": True}})
+    await eventually(lambda: ended(working, "job", 1))
+    assert (await working.outcomes("job"))[0] == "Preempted"
+    await working.until("job", c.WAITING_FOR_QUOTA)
+    await eventually(lambda: only(working, "job-2"))
+
+
+async def only(cluster: Cluster, name: str) -> bool:
+    return [r["metadata"]["name"] for r in await cluster.all(RAYJOBS)] == [name]
+
+
+async def test_a_lost_answer_does_not_take_the_quota_back(
+    kueue: None, control_plane: ControlPlane, team: Cluster, ray_operator: Path, tmp_path: Path
+) -> None:
+    upstream = await load_config(str(control_plane.kubeconfig), None)
+    async with FaultProxy(upstream) as proxy:
+
+        async def admitted_before_the_answer_is_lost(request: Any, passed: Any) -> Any:
+            proxy.freeze_watches("rayjobs.ray.io")  # the operator will not see for a while that it is there
+            answer = await passed()
+            await admit(team, "job-1")
+            request.transport.abort()
+            return answer
+
+        lost = proxy.fault(admitted_before_the_answer_is_lost, {"create"}, "rayjobs.ray.io", times=1)
+        again = proxy.fault(lose_answer, {"create"}, "rayjobs.ray.io", times=2)
+        async with operating(proxy.connection, tmp_path, team.namespace):
+            await team.create("job", queue="team-a")
+            await eventually(lambda: asyncio.sleep(0, lost.hit == 1 and again.hit == 2))
+            assert await still_admitted(team, "job-1")
+            await proxy.cut_watches("rayjobs.ray.io")
+            await start_running(team, "job")
+        assert await still_admitted(team, "job-1")
+        assert await team.outcomes("job") == [None]
+
+
+async def still_admitted(cluster: Cluster, name: str) -> bool:
+    [ray_job] = await cluster.all(RAYJOBS)
+    return bool(ray_job["metadata"]["name"] == name and not ray_job["spec"].get("suspend"))

@@ -1,0 +1,125 @@
+"""The operator on the local control plane, which has neither Kueue nor pods: it works, and says what it lacks."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+from collections.abc import AsyncIterator, Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from slipway_api import conditions as c
+from slipway_local.apiserver import ApiServer
+from slipway_operator.app import Operator
+from slipway_operator.config import LeaderElectionConfig, MetricsConfig, OperatorConfig, ReportsConfig, StorageConfig
+from slipway_operator.kube.client import Client
+from slipway_operator.kube.config import load_config
+from slipway_operator.kube.errors import Invalid, NotFound
+from slipway_operator.kube.resource import EVENTS, RAYJOBS, TRAINJOBS
+
+SPEC: dict[str, Any] = {
+    "model": {"fresh": {"hiddenSize": 64, "layers": 2, "heads": 4}},
+    "tokenizer": {"train": {}},
+    "data": {"sources": [{"uri": "python://stdlib"}]},
+    "training": {"steps": 10},
+}
+
+
+@dataclass
+class Cluster:
+    """A client, and what a test asks of it."""
+
+    client: Client
+
+    async def create(self, name: str, **spec: Any) -> None:
+        metadata = {"name": name, "namespace": "default"}
+        body = {"apiVersion": TRAINJOBS.api_version, "kind": "TrainJob", "metadata": metadata, "spec": SPEC | spec}
+        await self.client.create(TRAINJOBS, body)
+
+    async def edit(self, name: str, **spec: Any) -> None:
+        await self.client.merge_patch(TRAINJOBS, "default", name, {"spec": spec})
+
+    async def running(self, name: str) -> tuple[str, str]:
+        """(reason, message) of Running."""
+        job = await self.client.get(TRAINJOBS, "default", name)
+        found = c.find_condition((job.get("status") or {}).get("conditions", []), c.RUNNING)
+        return (found["reason"], found["message"]) if found else ("", "")
+
+    async def until(self, name: str, reason: str, limit: float = 60) -> str:
+        """The message of Running once it has this reason."""
+        deadline = time.monotonic() + limit
+        while (told := await self.running(name))[0] != reason:
+            assert time.monotonic() < deadline, f"{name} is {told}"
+            await asyncio.sleep(0.05)
+        return told[1]
+
+    async def ray_jobs(self) -> list[dict[str, Any]]:
+        return (await self.client.list(RAYJOBS, "default"))[0]
+
+
+@pytest.fixture
+async def cluster(tmp_path: Path) -> AsyncIterator[Cluster]:
+    (tmp_path / "key").write_bytes(b"0123456789abcdef")
+    config = OperatorConfig(
+        storage=StorageConfig(uri=f"file://{tmp_path}/storage"),
+        reports=ReportsConfig(listen="127.0.0.1:0", url="http://127.0.0.1:1", key_file=tmp_path / "key"),
+        metrics=MetricsConfig(listen="127.0.0.1:0"),
+        leader_election=LeaderElectionConfig(enabled=False),
+    )
+    async with ApiServer(tmp_path / "apiserver") as server:
+        connection = await load_config(str(server.kubeconfig_path), None)
+        operator = asyncio.create_task(Operator(config, connection).run())
+        async with Client(connection) as client:
+            yield Cluster(client)
+        operator.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await operator
+
+
+async def test_no_pods_are_served_and_nothing_waits_for_them(cluster: Cluster) -> None:
+    with pytest.raises(NotFound):
+        await cluster.client.raw("GET", "/api/v1/pods")
+    await cluster.create("plain")
+    await cluster.until("plain", c.WAITING_FOR_RESOURCES)
+    [ray_job] = await cluster.ray_jobs()
+    assert ray_job["spec"]["suspend"] is False
+
+
+async def test_a_queue_without_kueue_waits_says_so_and_can_be_given_up(cluster: Cluster) -> None:
+    await cluster.create("queued", queue="team-a")
+    message = await cluster.until("queued", c.WAITING_FOR_KUEUE)
+    assert "spec.queue is team-a, but Kueue (kueue.x-k8s.io) is not served" in message
+    assert await cluster.ray_jobs() == []
+    await eventually(lambda: has_event(cluster, c.WAITING_FOR_KUEUE))
+    await cluster.edit("queued", suspend=True)
+    await cluster.until("queued", c.SUSPENDED_BY_USER)
+    await cluster.edit("queued", queue=None, suspend=False)
+    await cluster.until("queued", c.WAITING_FOR_RESOURCES)
+    [ray_job] = await cluster.ray_jobs()
+    assert ray_job["spec"]["suspend"] is False
+
+
+async def test_the_queue_changes_only_while_the_job_is_suspended(cluster: Cluster) -> None:
+    await cluster.create("fixed", queue="team-a")
+    for change in ({"queue": "team-b"}, {"queue": None}, {"queue": "team-b", "suspend": True}):
+        with pytest.raises(Invalid, match="queue may change only while suspend is true"):
+            await cluster.edit("fixed", **change)
+    with pytest.raises(Invalid, match="queue"):
+        await cluster.create("bad", queue="Not_A_Label")
+    await cluster.edit("fixed", suspend=True)
+    await cluster.edit("fixed", queue="team-b")
+
+
+async def has_event(cluster: Cluster, reason: str) -> bool:
+    return any(event["reason"] == reason for event in (await cluster.client.list(EVENTS, "default"))[0])
+
+
+async def eventually(check: Callable[[], Any], limit: float = 30) -> None:
+    deadline = time.monotonic() + limit
+    while not await check():
+        assert time.monotonic() < deadline, "did not happen in time"
+        await asyncio.sleep(0.05)
