@@ -143,6 +143,15 @@ def test_a_status_cannot_be_brought_along_or_written(cluster: Cluster, alice: Pa
     assert "status" not in cluster.get("trainjob", name, "team-a")
 
 
+@pytest.mark.parametrize("path", sorted((ROOT / "examples").rglob("*.yaml")), ids=lambda path: path.stem)
+def test_the_examples_are_accepted(cluster: Cluster, alice: Path, path: Path) -> None:
+    example = {**yaml.safe_load(path.read_text())}
+    example["metadata"]["namespace"] = "team-a"
+    if "priorityClassName" in example["spec"]:
+        example["spec"]["priorityClassName"] = "ordinary"  # the one that this user may use
+    cluster.done("create", "--dry-run=server", "-f", "-", manifest=example, kubeconfig=alice)
+
+
 def test_what_decides_the_result_cannot_be_edited(cluster: Cluster, alice: Path) -> None:
     cluster.done("create", "-f", "-", manifest=job("fixed"), kubeconfig=alice)
     for patch in (
