@@ -1,10 +1,20 @@
 """TrainJobs through the whole control plane, with the training mimicked: what the operator itself can carry.
 
-    python benchmarks/control_plane.py [--jobs 500]
+    python benchmarks/control_plane.py [--server local|kube] [--jobs 500] [--arrivals 500] [--kuberay 0]
 
-The local API server and the operator run as processes of their own. An actor plays KubeRay and the runs: it marks each
-RayJob running, sends the run's report and its end with the run's token, and marks the RayJob complete. Every TrainJob
-must end Succeeded. A figure of the same shape: Kueue's envtest baseline admits 15,000 workloads at 43/s.
+The API server (slipway_local, or a real etcd, kube-apiserver and controller manager) and the operator run as processes
+of their own. An actor in this process plays KubeRay and the runs: it marks each RayJob running, sends the run's
+report and its end with the run's token, and marks the RayJob complete. Every TrainJob must end Succeeded.
+
+Three phases: all `--jobs` at once; `--arrivals` more at 50 per second, for the time from a TrainJob's creation to the
+sight of its RayJob; then nothing, for what the operator asks when nothing happens.
+
+`--kuberay N` (with `--server kube`) measures KubeRay's operator alone on the same machine first: N RayJobs are created
+directly, the pods that it makes are marked ready, and each RayJob must reach jobDeploymentStatus Running; once with its
+defaults and once with concurrency and rate limits raised. It does more for each (a RayCluster, a service, a Secret, two
+pods), so the two rates stand side by side as what a cluster's control plane would carry of each, not as a race.
+
+A figure of the same shape: Kueue's envtest baseline admits 15,000 workloads at 43/s.
 """
 
 from __future__ import annotations
@@ -14,33 +24,37 @@ import asyncio
 import contextlib
 import json
 import os
-import subprocess
+import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Callable
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import aiohttp
-import psutil
-import yaml
 
+from control_plane_servers import METRICS, REPORTS, RUN_KEY, Processes, kube_server, kuberay, local_server, operator
 from slipway_api import conditions as c
 from slipway_api.run import RUN_ENV, report_token
 from slipway_operator.kube.client import Client
 from slipway_operator.kube.config import load_config
+from slipway_operator.kube.errors import NotFound
 from slipway_operator.kube.reflector import Reflector
-from slipway_operator.kube.resource import RAYJOBS, TRAINJOBS, Key
-from slipway_operator.kube.store import Change, Store
+from slipway_operator.kube.resource import PODS, RAYJOBS, TRAINJOBS, Resource
+from slipway_operator.kube.store import Change, Store, keep
 
-REPORTS, METRICS = "127.0.0.1:18097", "127.0.0.1:18096"
-RUN_KEY = b"0123456789abcdef0123456789abcdef"
 MODEL = {"uri": "file:///m", "digest": "sha256:0", "parameters": 1}
+ARRIVALS_PER_SECOND = 50
+IDLE_SECONDS = 20
+READY = [{"type": "Ready", "status": "True"}, {"type": "PodScheduled", "status": "True"}]
 
 
 def manifest(name: str) -> dict[str, Any]:
     return {
+        "apiVersion": TRAINJOBS.api_version,
+        "kind": TRAINJOBS.kind,
         "metadata": {"name": name, "namespace": "default"},
         "spec": {
             "model": {"fresh": {"hiddenSize": 64, "layers": 2, "heads": 4}},
@@ -51,32 +65,24 @@ def manifest(name: str) -> dict[str, Any]:
     }
 
 
-@contextlib.contextmanager
-def control_plane(home: Path) -> Iterator[tuple[Path, psutil.Process, psutil.Process]]:
-    """(kubeconfig, operator, API server), stopped at the end."""
-    (home / "key").write_bytes(RUN_KEY)
-    config = {
-        "storage": {"uri": f"file://{home}/storage"},
-        "reports": {"listen": REPORTS, "url": f"http://{REPORTS}", "keyFile": str(home / "key")},
-        "metrics": {"listen": METRICS},
-        "leaderElection": {"enabled": False},
+def bare_ray_job(name: str) -> dict[str, Any]:
+    """A RayJob as somebody without Slipway would write it: one head, one worker."""
+    pod = {"spec": {"containers": [{"name": "ray", "image": "rayproject/ray:2.60.0"}]}}
+    worker = {"groupName": "workers", "replicas": 1, "minReplicas": 1, "maxReplicas": 1}
+    return {
+        "apiVersion": RAYJOBS.api_version,
+        "kind": RAYJOBS.kind,
+        "metadata": {"name": name, "namespace": "default"},
+        "spec": {
+            "entrypoint": "python -c pass",
+            "submissionMode": "HTTPMode",
+            "shutdownAfterJobFinishes": True,
+            "rayClusterSpec": {
+                "headGroupSpec": {"rayStartParams": {}, "template": pod},
+                "workerGroupSpecs": [{**worker, "rayStartParams": {}, "template": pod}],
+            },
+        },
     }
-    (home / "operator.yaml").write_text(yaml.safe_dump(config))
-    kubeconfig = home / "apiserver" / "kubeconfig"
-    server = subprocess.Popen(
-        [sys.executable, "-m", "slipway_local.apiserver", "--state-dir", str(home / "apiserver")],
-        stdout=subprocess.DEVNULL,
-    )
-    while not kubeconfig.exists():
-        time.sleep(0.02)
-    command = ["-m", "slipway_operator", "--config", str(home / "operator.yaml"), "--kubeconfig", str(kubeconfig)]
-    operator = subprocess.Popen([sys.executable, *command, "--log-level", "ERROR"])
-    try:
-        yield kubeconfig, psutil.Process(operator.pid), psutil.Process(server.pid)
-    finally:
-        for process in (operator, server):
-            process.terminate()
-            process.wait(15)
 
 
 class Actor:
@@ -86,10 +92,14 @@ class Actor:
         self._client = client
         self._http = http
         self._tasks: set[asyncio.Task[None]] = set()
+        self.seen: dict[str, float] = {}
+        """When the first RayJob of each TrainJob was seen."""
 
     def handle(self, change: Change, live: bool) -> None:
         """Start a run for a new RayJob."""
         if change.type == "ADDED":
+            owner = change.obj["metadata"]["ownerReferences"][0]["name"]
+            self.seen.setdefault(owner, time.monotonic())
             task = asyncio.create_task(self._play(change.obj))
             self._tasks.add(task)
             task.add_done_callback(self._tasks.discard)
@@ -105,10 +115,7 @@ class Actor:
         await self._status(ray_job, jobStatus="SUCCEEDED", jobDeploymentStatus="Complete")
 
     async def _status(self, ray_job: dict[str, Any], **status: Any) -> None:
-        metadata = ray_job["metadata"]
-        await self._client.merge_patch(
-            RAYJOBS, metadata["namespace"], metadata["name"], {"status": status}, subresource="status"
-        )
+        await patch_status(self._client, RAYJOBS, ray_job, status)
 
     async def _report(self, run: dict[str, Any], sequence: int, body: dict[str, Any]) -> None:
         url = f"http://{REPORTS}/v1/runs/{run['namespace']}/{run['name']}/{run['uid']}/{run['attempt']}"
@@ -122,46 +129,146 @@ class Actor:
             await asyncio.sleep(0.2)
 
 
-async def drive(kubeconfig: Path, jobs: int) -> tuple[float, float, str]:
-    """(seconds to create, seconds to the last success, the operator's metrics)."""
-    config = await load_config(str(kubeconfig), None)
-    async with Client(config) as client, aiohttp.ClientSession() as http:
-        await wait_ready(http)
-        done = asyncio.Event()
-        finished: set[Key] = set()
-        train_jobs, ray_jobs = Store(TRAINJOBS), Store(RAYJOBS)
+async def patch_status(client: Client, resource: Resource, obj: dict[str, Any], status: dict[str, Any]) -> None:
+    metadata = obj["metadata"]
+    await client.merge_patch(
+        resource, metadata["namespace"], metadata["name"], {"status": status}, subresource="status"
+    )
 
-        def on_train_job(change: Change, live: bool) -> None:
-            conditions = (change.obj.get("status") or {}).get("conditions", [])
-            if c.is_true(conditions, c.FAILED):
-                sys.exit(f"{change.obj['metadata']['name']} failed: {conditions}")
-            if c.is_true(conditions, c.SUCCEEDED):
-                finished.add(Key(change.obj["metadata"]["namespace"], change.obj["metadata"]["name"]))
-                if len(finished) == jobs:
-                    done.set()
 
-        reflectors = [Reflector(client, train_jobs), Reflector(client, ray_jobs)]
-        reflectors[0].add_handler(on_train_job)
-        reflectors[1].add_handler(Actor(client, http).handle)
-        watching = [asyncio.create_task(r.run()) for r in reflectors]
+@dataclass
+class Ended:
+    """Counts objects that have got where they should, and knows when."""
+
+    met: Callable[[dict[str, Any]], bool]
+    names: set[str] = field(default_factory=set)
+    _changed: asyncio.Event = field(default_factory=asyncio.Event)
+
+    def handle(self, change: Change, live: bool) -> None:
+        if change.type != "DELETED" and self.met(change.obj):
+            self.names.add(change.obj["metadata"]["name"])
+            self._changed.set()
+
+    async def reached(self, count: int, limit: float) -> None:
+        async with asyncio.timeout(limit):
+            while len(self.names) < count:
+                self._changed.clear()
+                await self._changed.wait()
+
+
+def succeeded(job: dict[str, Any]) -> bool:
+    conditions = (job.get("status") or {}).get("conditions", [])
+    if c.is_true(conditions, c.FAILED):
+        sys.exit(f"{job['metadata']['name']} failed: {conditions}")
+    return c.is_true(conditions, c.SUCCEEDED)
+
+
+@contextlib.asynccontextmanager
+async def watching(*reflectors: Reflector) -> AsyncIterator[None]:
+    """The caches of this process, filled and kept up to date."""
+    tasks = [asyncio.create_task(reflector.run()) for reflector in reflectors]
+    try:
         for reflector in reflectors:
             await reflector.synced.wait()
-        started = time.monotonic()
-        gate = asyncio.Semaphore(16)
-
-        async def create(number: int) -> None:
-            async with gate:
-                body = {"apiVersion": TRAINJOBS.api_version, "kind": TRAINJOBS.kind, **manifest(f"job-{number:05}")}
-                await client.create(TRAINJOBS, body)
-
-        await asyncio.gather(*(create(i) for i in range(jobs)))
-        created = time.monotonic() - started
-        await asyncio.wait_for(done.wait(), 600)
-        total = time.monotonic() - started
-        for task in watching:
+        yield
+    finally:
+        for task in tasks:
             task.cancel()
-        async with http.get(f"http://{METRICS}/metrics") as answer:
-            return created, total, await answer.text()
+
+
+@dataclass
+class Figures:
+    """What one run of the operator was measured to do."""
+
+    created: float
+    total: float
+    memory: float
+    cpu: tuple[float, float]  # seconds of operator and server
+    metrics: str
+    latencies: list[float]
+    idle: float
+
+
+async def drive(kubeconfig: Path, process: Processes, server: Processes, jobs: int, arrivals: int) -> Figures:
+    """All three phases; memory, CPU and metrics are those at the end of the first."""
+    config = await load_config(str(kubeconfig), None)
+    async with Client(config, request_timeout=120) as client, aiohttp.ClientSession() as http:
+        await wait_ready(http)
+        ended, actor = Ended(succeeded), Actor(client, http)
+        # What this process caches of a TrainJob is what it looks at: its memory is not the operator's.
+        train_jobs = Reflector(client, Store(TRAINJOBS, project=keep("status.conditions")))
+        ray_jobs = Reflector(client, Store(RAYJOBS))
+        train_jobs.add_handler(ended.handle)
+        ray_jobs.add_handler(actor.handle)
+        async with watching(train_jobs, ray_jobs):
+            cpu = process.cpu_seconds(), server.cpu_seconds()
+            started = time.monotonic()
+            await create_all(client, TRAINJOBS, [manifest(f"job-{number:05}") for number in range(jobs)])
+            created = time.monotonic() - started
+            await ended.reached(jobs, 3600)
+            total = time.monotonic() - started
+            cpu = process.cpu_seconds() - cpu[0], server.cpu_seconds() - cpu[1]
+            memory, metrics = process.resident_mib(), await scrape(http)
+            born: dict[str, float] = {}
+            for number in range(arrivals):
+                await asyncio.sleep(max(0.0, number / ARRIVALS_PER_SECOND - (time.monotonic() - started - total)))
+                name = f"late-{number:05}"
+                born[name] = time.monotonic()
+                await client.create(TRAINJOBS, manifest(name))
+            await ended.reached(jobs + arrivals, 3600)
+            latencies = sorted(actor.seen[name] - at for name, at in born.items())
+            await asyncio.sleep(10)
+            before = requests(await scrape(http))
+            await asyncio.sleep(IDLE_SECONDS)
+            idle = (requests(await scrape(http)) - before) / IDLE_SECONDS
+        return Figures(created, total, memory, cpu, metrics, latencies, idle)
+
+
+async def create_all(client: Client, resource: Resource, objects: list[dict[str, Any]]) -> None:
+    gate = asyncio.Semaphore(16)
+
+    async def create(obj: dict[str, Any]) -> None:
+        async with gate:
+            await client.create(resource, obj)
+
+    await asyncio.gather(*(create(obj) for obj in objects))
+
+
+async def drive_kuberay(kubeconfig: Path, count: int, prefix: str) -> float:
+    """Seconds until that many bare RayJobs run; the pods that KubeRay makes become ready at once."""
+    config = await load_config(str(kubeconfig), None)
+    async with Client(config, request_timeout=120) as client:
+        tasks: set[asyncio.Task[None]] = set()
+
+        async def ready(pod: dict[str, Any]) -> None:
+            address = "10.1.2.3"
+            status = {"phase": "Running", "podIP": address, "podIPs": [{"ip": address}], "conditions": READY}
+            with contextlib.suppress(NotFound):
+                await patch_status(client, PODS, pod, status)
+
+        def on_pod(change: Change, live: bool) -> None:
+            if change.type == "ADDED":
+                task = asyncio.create_task(ready(change.obj))
+                tasks.add(task)
+                task.add_done_callback(tasks.discard)
+
+        def runs(ray_job: dict[str, Any]) -> bool:
+            running = (ray_job.get("status") or {}).get("jobDeploymentStatus") == "Running"
+            return running and str(ray_job["metadata"]["name"]).startswith(prefix)
+
+        ended = Ended(runs)
+        ray_jobs, pods = Reflector(client, Store(RAYJOBS, project=keep("status"))), Reflector(client, Store(PODS))
+        ray_jobs.add_handler(ended.handle)
+        pods.add_handler(on_pod)
+        async with watching(ray_jobs, pods):
+            started = time.monotonic()
+            await create_all(client, RAYJOBS, [bare_ray_job(f"{prefix}-{number:05}") for number in range(count)])
+            await ended.reached(count, 3600)
+            took = time.monotonic() - started
+            for number in range(count):
+                with contextlib.suppress(NotFound):
+                    await client.delete(RAYJOBS, "default", f"{prefix}-{number:05}")
+            return took
 
 
 async def wait_ready(http: aiohttp.ClientSession) -> None:
@@ -175,6 +282,11 @@ async def wait_ready(http: aiohttp.ClientSession) -> None:
     sys.exit("the operator did not become ready in 30 s")
 
 
+async def scrape(http: aiohttp.ClientSession) -> str:
+    async with http.get(f"http://{METRICS}/metrics") as answer:
+        return await answer.text()
+
+
 def metric(text: str, name: str, **labels: str) -> float:
     """Sum of a metric's samples that carry these labels."""
     wanted = [f'{k}="{v}"' for k, v in labels.items()]
@@ -182,26 +294,59 @@ def metric(text: str, name: str, **labels: str) -> float:
     return sum(float(line.rsplit(" ", 1)[1]) for line in lines if all(w in line for w in wanted))
 
 
-def main() -> None:
-    """Run it and print the table."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--jobs", type=int, default=500)
-    jobs = parser.parse_args().jobs
-    folder = tempfile.TemporaryDirectory(prefix="slipway-")
-    with folder, control_plane(Path(folder.name)) as (kubeconfig, operator, server):
-        created, total, metrics = asyncio.run(drive(kubeconfig, jobs))
-        memory = operator.memory_info().rss / 2**20
-        cpu = sum(operator.cpu_times()[:2]), sum(server.cpu_times()[:2])
-    writes = sum(metric(metrics, "slipway_requests_total", verb=v) for v in ("apply", "create", "delete", "patch"))
-    print(f"{jobs} TrainJobs, {os.cpu_count()} CPUs shared by operator, API server and the actor")
-    print(f"created                         {jobs / created:8.0f} /s")
-    print(f"created to Succeeded            {jobs / total:8.1f} /s ({total:.1f} s in all)")
-    print(f"operator, resident              {memory:8.0f} MiB")
+def requests(text: str) -> float:
+    """The operator's requests so far, but for those that open a watch."""
+    name = "slipway_requests_total"
+    return metric(text, name) - metric(text, name, verb="watch")
+
+
+def report(jobs: int, server: str, figures: Figures) -> None:
+    """The table."""
+    cpu = figures.cpu
+    writes = {
+        verb: metric(figures.metrics, "slipway_requests_total", verb=verb) / jobs
+        for verb in ("apply", "create", "delete", "patch")
+    }
+    reconciles = metric(figures.metrics, "slipway_reconcile_total") / jobs
+    spread = ", ".join(f"{verb} {count:.1f}" for verb, count in writes.items())
+    print(f"{jobs} TrainJobs on {server}; {os.cpu_count()} CPUs shared by operator, API server and the actor")
+    print(f"created                         {jobs / figures.created:8.0f} /s")
+    print(f"created to Succeeded            {jobs / figures.total:8.1f} /s ({figures.total:.1f} s in all)")
+    print(f"operator, resident              {figures.memory:8.0f} MiB")
     print(
         f"CPU per job                     {1000 * cpu[0] / jobs:8.1f} ms operator, {1000 * cpu[1] / jobs:.1f} ms server"
     )
-    print(f"writes per job                  {writes / jobs:8.1f} (children, status, events)")
-    print(f"reconciles per job              {metric(metrics, 'slipway_reconcile_total') / jobs:8.1f}")
+    print(f"writes per job                  {sum(writes.values()):8.1f} ({spread}; one is the RayJob itself)")
+    print(f"reconciles per job              {reconciles:8.1f}")
+    if figures.latencies:
+        p50 = statistics.median(figures.latencies)
+        p99 = figures.latencies[int(len(figures.latencies) * 0.99)]
+        arriving = f"{len(figures.latencies)} at {ARRIVALS_PER_SECOND}/s"
+        print(f"TrainJob created to RayJob seen {1000 * p99:8.0f} ms p99, {1000 * p50:.0f} ms median ({arriving})")
+    print(f"requests when idle              {figures.idle:8.2f} /s, watches apart")
+
+
+def main() -> None:
+    """Run it and print the table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--server", choices=["local", "kube"], default="local")
+    parser.add_argument("--jobs", type=int, default=500)
+    parser.add_argument("--arrivals", type=int, default=500)
+    parser.add_argument("--kuberay", type=int, default=0, metavar="N")
+    arguments = parser.parse_args()
+    if arguments.kuberay and arguments.server != "kube":
+        parser.error("--kuberay needs --server kube: KubeRay's operator needs a real API server")
+    start = kube_server if arguments.server == "kube" else local_server
+    with tempfile.TemporaryDirectory(prefix="slipway-") as folder, start(Path(folder)) as (kubeconfig, server):
+        home = Path(folder)
+        raised = ("--reconcile-concurrency=10", "--qps=1000", "--burst=2000")
+        for name, flags in (("defaults", ()), ("raised", raised)) if arguments.kuberay else ():
+            with kuberay(home, kubeconfig, *flags):
+                took = asyncio.run(drive_kuberay(kubeconfig, arguments.kuberay, name))
+            print(f"KubeRay alone, {name:<10} {arguments.kuberay / took:8.1f} RayJobs/s created to Running", flush=True)
+        with operator(home, kubeconfig) as process:
+            figures = asyncio.run(drive(kubeconfig, process, server, arguments.jobs, arguments.arrivals))
+        report(arguments.jobs, arguments.server, figures)
 
 
 if __name__ == "__main__":

@@ -9,13 +9,16 @@ from __future__ import annotations
 
 import functools
 import re
+import subprocess
+import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
 
-from .conftest import CHART, NAMESPACE, RELEASE, ROOT, Cluster
+from .conftest import CHART, NAMESPACE, RELEASE, ROOT, Cluster, Objects
 
 pytestmark = pytest.mark.kube
 
@@ -143,6 +146,15 @@ def test_a_status_cannot_be_brought_along_or_written(cluster: Cluster, alice: Pa
     assert "status" not in cluster.get("trainjob", name, "team-a")
 
 
+@pytest.mark.parametrize("path", sorted((ROOT / "examples").rglob("*.yaml")), ids=lambda path: path.stem)
+def test_the_examples_are_accepted(cluster: Cluster, alice: Path, path: Path) -> None:
+    example = {**yaml.safe_load(path.read_text())}
+    example["metadata"]["namespace"] = "team-a"
+    if "priorityClassName" in example["spec"]:
+        example["spec"]["priorityClassName"] = "ordinary"  # the one that this user may use
+    cluster.done("create", "--dry-run=server", "-f", "-", manifest=example, kubeconfig=alice)
+
+
 def test_what_decides_the_result_cannot_be_edited(cluster: Cluster, alice: Path) -> None:
     cluster.done("create", "-f", "-", manifest=job("fixed"), kubeconfig=alice)
     for patch in (
@@ -198,6 +210,32 @@ def test_below_the_common_storage_only_the_own_folder_may_be_named(
         )
         assert (result.returncode == 0) == accepted, result.stderr
         assert accepted or "belongs to another namespace" in result.stderr
+
+
+def test_helm_test_has_the_rights_that_its_commands_need(
+    cluster: Cluster, alice: Path, rendered: Callable[[str], Objects], tmp_path: Path
+) -> None:
+    """Its script, run here under its account. Nothing runs the TrainJob, so the wait for its success is cut short."""
+    hooks = [obj for obj in rendered("minimal") if "helm.sh/hook" in (obj["metadata"].get("annotations") or {})]
+    (pod,) = [obj for obj in hooks if obj["kind"] == "Pod"]
+    (config,) = [obj for obj in hooks if obj["kind"] == "ConfigMap"]
+    cluster.done("apply", "-f", "-", manifest=[obj for obj in hooks if obj is not pod])
+    (tmp_path / "trainjob.yaml").write_text(config["data"]["trainjob.yaml"])
+    account = cluster.control_plane.kubeconfig_for_service_account(NAMESPACE, pod["spec"]["serviceAccountName"])
+    (script,) = pod["spec"]["containers"][0]["args"]
+    script = script.replace("/test/", f"{tmp_path}/").replace("--timeout=20m", "--timeout=1s || true")
+    result = subprocess.run(
+        [*pod["spec"]["containers"][0]["command"], script],
+        env={"PATH": f"{Path(sys.executable).parent}:/usr/bin:/bin", "KUBECONFIG": str(account), "HOME": str(tmp_path)},
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert result.returncode == 0, result.stdout + result.stderr
+    assert "slipway-test created" in result.stdout
+    assert "forbidden" not in result.stderr
+    assert cluster.get("trainjob", "slipway-test", "team-a") is None
 
 
 def test_the_users_of_a_namespace_cannot_read_the_operators_secrets(cluster: Cluster, alice: Path) -> None:

@@ -187,6 +187,14 @@ def test_the_chart_has_the_version_of_what_it_installs() -> None:
     assert chart["appVersion"] == project["version"]
 
 
+def test_the_notes_say_that_kuberay_is_missing(helm: Helm, tmp_path: Path) -> None:
+    """And tests/chart/test_cluster.py that they do not where it is there."""
+    arguments = ("install", RELEASE, CHART, "--namespace", NAMESPACE, "--values", MINIMAL, "--dry-run=client")
+    notes = helm(*arguments, KUBECONFIG=str(tmp_path / "none")).stdout.partition("NOTES:")[2]
+    assert "KubeRay is missing" in notes
+    assert "WaitingForRayOperator" in notes
+
+
 def test_a_digest_wins_over_a_tag(rendered: Callable[[str], Objects]) -> None:
     (text,) = [
         obj["data"]["operator.yaml"]

@@ -121,7 +121,7 @@ async def operating(
         reports=ReportsConfig(listen=reports, url=f"http://{reports}", key_file=folder / "key"),
         metrics=MetricsConfig(listen="127.0.0.1:0"),
         leader_election=LeaderElectionConfig(enabled=False),
-        namespace=namespace,
+        namespaces=[namespace] if namespace else [],
     )
     operator = asyncio.create_task(Operator(config, connection).run())
     try:

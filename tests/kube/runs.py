@@ -42,6 +42,8 @@ class Runs:
     """UID of every RayJob there was, and its name."""
     _playing: dict[str, asyncio.Task[None]] = field(default_factory=dict)
     _owners: dict[str, dict[str, Any]] = field(default_factory=dict)
+    _ending: set[str] = field(default_factory=set)
+    """What has begun to say how it ended: the operator may act on that before this process hears back."""
 
     async def run(self) -> None:
         """Until cancelled."""
@@ -63,7 +65,7 @@ class Runs:
                 self.seen[uid] = ray_job["metadata"]["name"]
                 self._owners[uid] = ray_job["metadata"]["ownerReferences"][0]
                 self._playing[uid] = asyncio.create_task(self._play(http, ray_job))
-        playing = [uid for uid, task in self._playing.items() if not task.done()]
+        playing = [uid for uid, task in self._playing.items() if not task.done() and uid not in self._ending]
         for uid in playing:
             if uid not in ray_jobs and self._owners[uid]["uid"] in jobs:
                 self.violations.append(f"RayJob {self.seen[uid]} was deleted while it ran")
@@ -79,6 +81,7 @@ class Runs:
             run = json.loads(next(e["value"] for e in head["env"] if e["name"] == RUN_ENV))
             await self._report(http, run, 1, stage="Training", progress={"step": 5, "steps": 10, "loss": "2.5"})
             await asyncio.sleep(self.seconds)
+            self._ending.add(ray_job["metadata"]["uid"])
             if run["attempt"] == 1 and _FAILS_FIRST in run["name"]:
                 await self._set(
                     ray_job, jobStatus="FAILED", jobDeploymentStatus="Failed", reason="AppFailed", message=_EXIT

@@ -140,7 +140,7 @@ def _replica(plane: ControlPlane, folder: Path, name: str) -> Replica:
         "reports": {"listen": reports, "url": f"http://{reports}", "keyFile": str(folder / "key")},
         "metrics": {"listen": f"127.0.0.1:{ports['metrics']}"},
         "leaderElection": {"enabled": True, "namespace": NAMESPACE, "name": LEASE},
-        "namespace": NAMESPACE,
+        "namespaces": [NAMESPACE],
     }
     path = folder / f"{name}.yaml"
     path.write_text(yaml.safe_dump(config))
