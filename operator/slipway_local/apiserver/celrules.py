@@ -83,7 +83,10 @@ class RuleTree:
 
 
 def compile_rules(node: Node, path: str = "") -> RuleTree | None:
-    """Compile every rule below a node; None where there is none. Raises SchemaError for a rule that does not parse."""
+    """Compile every rule below a node; None where there is none.
+
+    Raises SchemaError for a rule that does not parse and for a default that breaks one.
+    """
     if not node.has_rules:
         return None
     tree = RuleTree(node=node)
@@ -97,6 +100,9 @@ def compile_rules(node: Node, path: str = "") -> RuleTree | None:
     if node.items is not None:
         tree.items = compile_rules(node.items, f"{path}.items")
     tree.rewrite = bool(tree.programs) and _mark_special(node)
+    # A default is judged as it is written, before it is filled in from within.
+    if node.default is not MISSING and (failures := evaluate(tree, node.default, "")):
+        raise SchemaError(f"{path}.default", failures[0].body)
     return tree
 
 
