@@ -158,6 +158,8 @@ def test_install_work_upgrade_uninstall(
         assert cluster.get("rayjob", "job-1", "team-a")["metadata"]["uid"] == ray_job["metadata"]["uid"]
         assert condition(cluster, "job", "team-a", "Running")["status"] == "True"
 
+        flaps(cluster)
+
     cluster.helm("uninstall", RELEASE)
     for kind, name, namespace in KEPT:
         assert cluster.get(kind, name, namespace)["metadata"]["uid"] == before[kind]["metadata"]["uid"], kind
@@ -178,6 +180,32 @@ def test_install_work_upgrade_uninstall(
     elsewhere_used = {"get events", "patch events", "delete trainjobs.slipway.dev"}
     assert used <= granted(objects)
     assert granted(objects) - implied - elsewhere_used <= used, "a right that nothing uses"
+
+
+def flaps(cluster: Cluster, times: int = 10) -> None:
+    """Hostile manifest 41: a job that is suspended and resumed without end costs a bounded number of writes.
+
+    A flip is at most an end of an attempt, its deletion, "stopping", "suspended", a new attempt: fewer than six writes
+    of status each, and far fewer when flips are faster than the operator.
+    """
+    job = {**TRAIN_JOB, "metadata": {"name": "flapper", "namespace": "team-b"}}
+    cluster.done("apply", "-f", "-", manifest=job)
+    for number in range(2 * times):
+        patch = json.dumps({"spec": {"suspend": number % 2 == 0}})
+        cluster.done("patch", "trainjob", "flapper", "-n", "team-b", "--type=merge", "-p", patch)
+    cluster.done("patch", "trainjob", "flapper", "-n", "team-b", "--type=merge", "-p", '{"spec": {"suspend": true}}')
+    cluster.until(lambda: condition(cluster, "flapper", "team-b", "Suspended").get("status") == "True", "suspended")
+    assert cluster.done("get", "rayjobs", "-n", "team-b", "-o", "name") == "", "nothing is left running"
+    writes = [
+        event
+        for event in map(json.loads, cluster.control_plane.audit_log.read_text().splitlines())
+        if event["user"]["username"] == ACCOUNT
+        and event["stage"] == "ResponseComplete"
+        and event["verb"] == "patch"
+        and (event.get("objectRef") or {}).get("name") == "flapper"
+        and event["objectRef"].get("subresource") == "status"
+    ]
+    assert 0 < len(writes) < 6 * 2 * times
 
 
 def granted(objects: Objects) -> set[str]:
