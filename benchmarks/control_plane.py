@@ -268,6 +268,10 @@ async def drive_kuberay(kubeconfig: Path, count: int, prefix: str) -> float:
             for number in range(count):
                 with contextlib.suppress(NotFound):
                     await client.delete(RAYJOBS, "default", f"{prefix}-{number:05}")
+            for _ in range(3000):  # until its finalizer has let them go: the next phase starts from nothing
+                if not len(ray_jobs.store) and not len(pods.store):
+                    break
+                await asyncio.sleep(0.2)
             return took
 
 
