@@ -24,9 +24,9 @@ $(INSTALLED): pyproject.toml constraints.txt
 demo: setup  ## Train a small language model on the Python standard library, through the whole system
 	$(BIN)/python examples/demo.py
 
-# Without Go nothing is built, and the tests that need a real control plane say that they were skipped.
+# Where nothing can be built, the tests that need a real control plane say that they were skipped, or fail if CI=true.
 test: setup  ## All tests; those of tests/kube build what they need where Go is installed
-	@if command -v go >/dev/null; then $(MAKE) control-plane; fi
+	-@if command -v go >/dev/null; then $(MAKE) --no-print-directory control-plane; fi
 	$(BIN)/python -m pytest
 
 control-plane: setup  ## Build etcd, Kubernetes, Helm and KubeRay into the cache, once for each change of their pins

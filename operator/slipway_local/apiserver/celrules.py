@@ -21,6 +21,7 @@ from slipway_local.apiserver.schema import MISSING, Node, RuleSource, SchemaErro
 from slipway_local.apiserver.validation import correlate
 
 # fmt: off
+_ERRORS = {"modulo by zero": "modulus by zero", "division by zero": "division by zero"}
 _RESERVED = frozenset({
     "true", "false", "null", "in", "as", "break", "const", "continue", "else", "for", "function", "if", "import",
     "let", "loop", "package", "namespace", "return", "var", "void", "while",
@@ -82,7 +83,10 @@ class RuleTree:
 
 
 def compile_rules(node: Node, path: str = "") -> RuleTree | None:
-    """Compile every rule below a node; None where there is none. Raises SchemaError for a rule that does not parse."""
+    """Compile every rule below a node; None where there is none.
+
+    Raises SchemaError for a rule that does not parse and for a default that breaks one.
+    """
     if not node.has_rules:
         return None
     tree = RuleTree(node=node)
@@ -96,6 +100,9 @@ def compile_rules(node: Node, path: str = "") -> RuleTree | None:
     if node.items is not None:
         tree.items = compile_rules(node.items, f"{path}.items")
     tree.rewrite = bool(tree.programs) and _mark_special(node)
+    # A default is judged as it is written, before it is filled in from within.
+    if node.default is not MISSING and (failures := evaluate(tree, node.default, "")):
+        raise SchemaError(f"{path}.default", failures[0].body)
     return tree
 
 
@@ -187,13 +194,18 @@ def _run(program: _Program, context: Any, type_: str, value: Any, path: str) -> 
         if program.run.execute(context) is True:
             return None
     except Exception as failure:
-        reason = f"no such key: {failure.args[0]}" if isinstance(failure, KeyError) else str(failure)
+        reason = f"no such key: {failure.args[0]}" if isinstance(failure, KeyError) else _reason(str(failure))
         return errors.invalid(path or "<nil>", type_, f"{reason} evaluating rule: {text}")
     where = path + source.field_path if path else source.field_path.lstrip(".")
     detail = source.message or f"failed rule: {text}"
     if program.message is not None:
         detail = _message(program.message, context) or detail
     return _failure(source.reason, where or "<nil>", value, detail)
+
+
+def _reason(said: str) -> str:
+    """The library's words for an error in those of cel-go, which kube-apiserver shows."""
+    return next((theirs for ours, theirs in _ERRORS.items() if said.startswith(ours)), said)
 
 
 def _message(program: Any, context: Any) -> str:

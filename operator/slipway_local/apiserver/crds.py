@@ -11,7 +11,7 @@ from slipway_local.apiserver.celrules import compile_rules
 from slipway_local.apiserver.errors import FieldError
 from slipway_local.apiserver.jsonpath import compile_path
 from slipway_local.apiserver.metadata import LABEL_RE, SUBDOMAIN_RE
-from slipway_local.apiserver.registry import Kind, Reader, finished
+from slipway_local.apiserver.registry import CUSTOM_VERBS, Kind, Reader, finished
 from slipway_local.apiserver.schema import SchemaError
 from slipway_local.apiserver.tables import custom_columns
 
@@ -131,6 +131,7 @@ def _kind(spec: dict[str, Any], version: dict[str, Any], storage: str, where: st
                 plural=names["plural"],
                 singular=names.get("singular") or names["kind"].lower(),
                 namespaced=spec["scope"] == "Namespaced",
+                verbs=CUSTOM_VERBS,
                 schema=version["schema"]["openAPIV3Schema"],
                 columns=columns,
                 short_names=tuple(names.get("shortNames") or ()),

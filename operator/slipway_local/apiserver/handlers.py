@@ -341,7 +341,7 @@ def _selector(kind: Kind, query: Mapping[str, str]) -> Selector:
     labels, fields = query.get("labelSelector", ""), query.get("fieldSelector", "")
     if not labels and not fields:
         return Selector()
-    terms = parse_fields(fields, kind.selects, kind.described) if fields else ()
+    terms = parse_fields(fields, kind.selects) if fields else ()
     return Selector(parse_labels(labels) if labels else (), terms)
 
 

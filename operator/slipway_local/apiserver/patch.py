@@ -52,8 +52,9 @@ def json_patch(target: Any, operations: Any) -> Any:
     return result
 
 
-def _refuse(message: str) -> errors.ApiError:
-    return errors.ApiError(422, "Invalid", f"the server rejected our request due to an error in our request: {message}")
+def _refused() -> errors.ApiError:
+    """422 for an operation that does not fit the object; kube-apiserver does not say which one either."""
+    return errors.ApiError(422, "Invalid", "the server rejected our request due to an error in our request", {})
 
 
 def _operate(document: Any, operation: dict[str, Any]) -> Any:
@@ -72,12 +73,12 @@ def _operate(document: Any, operation: dict[str, Any]) -> Any:
         value = copy(_get(document, source))
         if op == "move":
             if path[: len(source)] == source and path != source:
-                raise _refuse("cannot move a value into itself")
+                raise _refused()
             document = _remove(document, source)
         return _add(document, path, value)
     if op == "test":
         if not same(_get(document, path), operation["value"]):
-            raise _refuse(f"testing value {operation['path']} failed")
+            raise _refused()
         return document
     raise errors.bad_request(f"error decoding patch: unknown operation {op!r}")
 
@@ -94,7 +95,7 @@ def _index(items: list[Any], token: str, *, end: bool = False) -> int:
     if end and token == "-":
         return len(items)
     if not token.isdecimal() or int(token) > len(items) - (0 if end else 1):
-        raise _refuse(f"Unable to access invalid index: {token}")
+        raise _refused()
     return int(token)
 
 
@@ -102,12 +103,12 @@ def _get(document: Any, path: list[str]) -> Any:
     for token in path:
         if isinstance(document, dict):
             if token not in document:
-                raise _refuse(f"the path /{'/'.join(path)} is missing")
+                raise _refused()
             document = document[token]
         elif isinstance(document, list):
             document = document[_index(document, token)]
         else:
-            raise _refuse(f"the path /{'/'.join(path)} is missing")
+            raise _refused()
     return document
 
 
@@ -120,7 +121,7 @@ def _add(document: Any, path: list[str], value: Any) -> Any:
     elif isinstance(parent, dict):
         parent[token] = value
     else:
-        raise _refuse(f"the path /{'/'.join(path)} is missing")
+        raise _refused()
     return document
 
 
@@ -137,7 +138,7 @@ def _set(document: Any, path: list[str], value: Any) -> Any:
 
 def _remove(document: Any, path: list[str]) -> Any:
     if not path:
-        raise _refuse("cannot remove the whole document")
+        raise _refused()
     _get(document, path)
     parent, token = _get(document, path[:-1]), path[-1]
     if isinstance(parent, list):

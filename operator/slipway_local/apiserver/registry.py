@@ -20,6 +20,8 @@ from slipway_local.apiserver.storage import Stored
 from slipway_local.apiserver.tables import Columns
 
 VERBS = ("create", "delete", "deletecollection", "get", "list", "patch", "update", "watch")
+# In the order in which discovery lists them, which kubectl api-resources shows.
+CUSTOM_VERBS = ("delete", "deletecollection", "get", "list", "patch", "create", "update", "watch")
 EVERYWHERE = ("metadata.name", "metadata.namespace")
 
 Prepare = Callable[[dict[str, Any], "dict[str, Any] | None"], None]
@@ -68,11 +70,6 @@ class Kind:
     def api_version(self) -> str:
         """`group/version`; just the version in the core group."""
         return f"{self.group}/{self.version}" if self.group else self.version
-
-    @property
-    def described(self) -> str:
-        """The kind in error messages."""
-        return f"{self.api_version}, Kind={self.kind}"
 
     def raw(self, item: Stored) -> bytes:
         """The stored object in this version."""

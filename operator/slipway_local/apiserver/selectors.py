@@ -129,7 +129,7 @@ class FieldTerm:
     equal: bool
 
 
-def parse_fields(text: str, supported: Callable[[str], bool], describe: str) -> tuple[FieldTerm, ...]:
+def parse_fields(text: str, supported: Callable[[str], bool]) -> tuple[FieldTerm, ...]:
     """`metadata.name=x,spec.y!=z`. Raises ApiError 400 for a field that the kind does not offer."""
     found = []
     for part in filter(None, (piece.strip() for piece in text.split(","))):
@@ -138,10 +138,7 @@ def parse_fields(text: str, supported: Callable[[str], bool], describe: str) -> 
             raise errors.bad_request(f"invalid selector: '{text}'; can't understand '{part}'")
         name, operator, value = match.groups()
         if not supported(name):
-            raise errors.bad_request(
-                f'Unable to find "{describe}" that match label selector "", field selector '
-                f'"{text}": field label not supported: {name}'
-            )
+            raise errors.bad_request(f"field label not supported: {name}")
         found.append(FieldTerm(name, value, operator != "!="))
     return tuple(found)
 

@@ -241,6 +241,13 @@ async def test_a_definition_is_served_and_takes_its_objects_along(api: Any, widg
         (lambda crd: _spec_schema(crd)["properties"]["atoms"].pop("items"), "properties[atoms].items"),
         (lambda crd: _spec_schema(crd)["properties"]["label"].update(pattern="("), "properties[label].pattern"),
         (lambda crd: _rule(crd, "self.size >"), "x-kubernetes-validations[0].rule"),
+        (
+            # The default is {} here; that depth has one of its own does not help.
+            lambda crd: _spec_schema(crd)["properties"]["nested"].update(
+                {"x-kubernetes-validations": [{"rule": "self.depth > 1"}]}
+            ),
+            "properties[nested].default",
+        ),
         (lambda crd: _rule(crd, "self.size.frobnicate()"), "x-kubernetes-validations[0].rule"),
         (
             lambda crd: crd["spec"]["versions"][0]["additionalPrinterColumns"][0].update(type="color"),
