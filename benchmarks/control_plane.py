@@ -24,6 +24,7 @@ import asyncio
 import contextlib
 import json
 import os
+import signal
 import statistics
 import sys
 import tempfile
@@ -340,6 +341,7 @@ def main() -> None:
     arguments = parser.parse_args()
     if arguments.kuberay and arguments.server != "kube":
         parser.error("--kuberay needs --server kube: KubeRay's operator needs a real API server")
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that what was started is ended as well
     start = kube_server if arguments.server == "kube" else local_server
     with tempfile.TemporaryDirectory(prefix="slipway-") as folder, start(Path(folder)) as (kubeconfig, server):
         home = Path(folder)
