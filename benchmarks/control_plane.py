@@ -24,6 +24,7 @@ import asyncio
 import contextlib
 import json
 import os
+import signal
 import statistics
 import sys
 import tempfile
@@ -268,6 +269,10 @@ async def drive_kuberay(kubeconfig: Path, count: int, prefix: str) -> float:
             for number in range(count):
                 with contextlib.suppress(NotFound):
                     await client.delete(RAYJOBS, "default", f"{prefix}-{number:05}")
+            for _ in range(3000):  # until its finalizer has let them go: the next phase starts from nothing
+                if not len(ray_jobs.store) and not len(pods.store):
+                    break
+                await asyncio.sleep(0.2)
             return took
 
 
@@ -336,6 +341,7 @@ def main() -> None:
     arguments = parser.parse_args()
     if arguments.kuberay and arguments.server != "kube":
         parser.error("--kuberay needs --server kube: KubeRay's operator needs a real API server")
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that what was started is ended as well
     start = kube_server if arguments.server == "kube" else local_server
     with tempfile.TemporaryDirectory(prefix="slipway-") as folder, start(Path(folder)) as (kubeconfig, server):
         home = Path(folder)

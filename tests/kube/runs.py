@@ -91,21 +91,21 @@ class Runs:
             await self._set(ray_job, jobStatus="SUCCEEDED", jobDeploymentStatus="Complete")
 
     async def _set(self, ray_job: dict[str, Any], **status: Any) -> None:
-        metadata = ray_job["metadata"]
+        """Of this RayJob and of no later one of its name: a patch of the status does not heed a uid, but a version."""
+        metadata, client = ray_job["metadata"], self.cluster.client
+        namespace, name = metadata["namespace"], metadata["name"]
         while True:
             try:
-                await self.cluster.client.merge_patch(
-                    RAYJOBS,
-                    metadata["namespace"],
-                    metadata["name"],
-                    {"metadata": {"uid": metadata["uid"]}, "status": status},
-                    subresource="status",
+                current = await client.get(RAYJOBS, namespace, name)
+                if current["metadata"]["uid"] != metadata["uid"]:
+                    raise _Gone
+                version = current["metadata"]["resourceVersion"]
+                await client.merge_patch(
+                    RAYJOBS, namespace, name, {"status": status}, subresource="status", resource_version=version
                 )
             except NotFound as error:
                 raise _Gone from error
-            except KubeError as error:
-                if error.status in (409, 422):  # another RayJob has that name now
-                    raise _Gone from error
+            except KubeError:
                 await asyncio.sleep(0.1)
             else:
                 return
