@@ -13,7 +13,9 @@ import contextlib
 import logging
 import random
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextvars import ContextVar
 from dataclasses import dataclass
+from typing import Any
 from urllib.parse import urlencode
 
 import aiohttp
@@ -61,6 +63,22 @@ class Call:
         return f"{self.method} {self.path}"
 
 
+_guard_of_request: ContextVar[Callable[[], None] | None] = ContextVar("guard_of_request", default=None)
+
+
+class _GuardedRequest(aiohttp.ClientRequest):
+    """Asks the guard once more when the connection is there, right before the bytes go.
+
+    A replica may be frozen while it makes a connection, and thawed when the lease has long been somebody else's.
+    """
+
+    async def send(self, conn: Any) -> aiohttp.ClientResponse:
+        guard = _guard_of_request.get()
+        if guard is not None:
+            guard()
+        return await super().send(conn)
+
+
 class Connections:
     """The connection pool to one server, opened on first use."""
 
@@ -73,6 +91,7 @@ class Connections:
         """The session; call it in the event loop that will use it."""
         if self._session is None:
             self._session = aiohttp.ClientSession(
+                request_class=_GuardedRequest,
                 connector=aiohttp.TCPConnector(limit=0, ssl=self._config.tls or True),
                 cookie_jar=aiohttp.DummyCookieJar(),
                 # Compression would cost both sides more CPU than it saves on a cluster's network.
@@ -179,8 +198,10 @@ class Transport:
             data = orjson.dumps(call.body)
         query = f"?{urlencode(call.query)}" if call.query else ""
         session = self.connections.session()
-        if self._guard is not None and not call.reads:
-            self._guard()  # last: after it only the connection can make the request wait, for 5 s at most
+        guard = None if call.reads else self._guard
+        if guard is not None:
+            guard()  # before a connection is made for nothing
+        _guard_of_request.set(guard)
         return await session.request(
             call.method,
             URL(config.server + call.path + query, encoded=True),

@@ -83,11 +83,12 @@ def drop(path: str) -> Change:
     return change
 
 
-def verdict(reply: Any) -> tuple[int, str, list[tuple[str, str, str]]]:
-    """Code, message and causes."""
+def verdict(reply: Any) -> tuple[int, list[str], list[tuple[str, str, str]]]:
+    """Code, what the message lists, and the causes; kube-apiserver lists several fields in the order of a Go map."""
     details = reply.body.get("details") or {}
     causes = [(cause.get("reason"), cause.get("field"), cause.get("message")) for cause in details.get("causes") or []]
-    return reply.code, reply.body.get("message", ""), causes
+    listed = re.split(r"\[|\]|, ", reply.body.get("message", ""))
+    return reply.code, sorted(listed), sorted(causes)
 
 
 REFUSED: dict[str, Change] = {

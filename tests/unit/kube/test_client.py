@@ -213,6 +213,22 @@ async def test_the_guard_stops_writes_and_not_reads(api: FakeApi) -> None:
     assert [asked.verb for asked in api.requests] == ["get", "create"]
 
 
+async def test_the_guard_is_asked_again_when_the_connection_is_there(api: FakeApi) -> None:
+    """A replica that was frozen while it made a connection must not send when it goes on."""
+    asked = 0
+
+    def guard() -> None:
+        nonlocal asked
+        asked += 1
+        if asked > 1:
+            raise errors.NotLeading(0, "NotLeading", "lost while connecting")
+
+    async with Client(api.config, guard=guard) as client:
+        with pytest.raises(errors.NotLeading, match="lost while connecting"):
+            await client.create(CONFIGMAPS, config_map("a"))
+    assert api.asked("create") == []
+
+
 async def test_the_guard_is_asked_again_before_a_second_try(api: FakeApi) -> None:
     leading = True
 
