@@ -136,6 +136,7 @@ def restarted_head(at: str) -> dict[str, Any]:
         pytest.param({}, [running("head")], True, None, id="runs"),
         pytest.param({}, [running()], True, "the head pod is gone", id="gone"),
         pytest.param({}, [running()], False, None, id="absent from a cache that may be old"),
+        pytest.param({}, [], True, None, id="nothing makes pods here"),
         pytest.param({}, [waiting("ContainerCreating", role="head")], True, None, id="a cache from before the start"),
         pytest.param({}, [pod("head", phase="Failed", reason="NodeLost")], False, "has ended: NodeLost", id="failed"),
         pytest.param({}, [running("head", deleted=True)], False, "is deleted", id="deleted"),

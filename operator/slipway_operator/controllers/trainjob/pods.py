@@ -205,13 +205,18 @@ def is_urgent(pod: Json) -> bool:
 
 
 def head_lost(ray_job: Json, pods: Sequence[Json], *, current: bool) -> str | None:
-    """How a run that is said to be running has lost its head, or None. `current`: the pods are as new as the RayJob."""
+    """How a run that is said to be running has lost its head, or None. `current`: the pods are as new as the RayJob.
+
+    A head is missed only among other pods: where there are none at all, the run may never have had any, because
+    slipway_local's Ray runner stands in for KubeRay. (If head and workers went while nobody watched, KubeRay fails the
+    RayJob itself when its status checks have failed for five minutes.)
+    """
     status = ray_job.get("status") or {}
     if status.get("jobDeploymentStatus") != "Running" or not status.get("rayClusterName"):
         return None
     heads = [pod for pod in pods if _role(pod) == "head"]
     if not heads:
-        return "the head pod is gone" if current else None
+        return "the head pod is gone" if current and pods else None
     return _head_is_gone(max(heads, key=lambda pod: pod["metadata"].get("creationTimestamp", "")), status)
 
 
