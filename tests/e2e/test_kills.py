@@ -20,7 +20,7 @@ from .conftest import Stack, condition, finished, train_job, weights
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(400)]
 
-STEPS, INTERVAL = 160, 20
+STEPS, INTERVAL = 100, 20
 TRAINING = {
     "steps": STEPS,
     "globalBatchSize": 16,
@@ -162,10 +162,10 @@ def wait_through_outage(stack: Stack, name: str) -> dict[str, Any]:
 
 def test_deepspeed_resumes_close(stack: Stack, corpus: Path) -> None:
     strategy = {"deepspeed": {"stage": 3}}  # some five times slower than fsdp on a CPU, so fewer steps
-    stack.apply(job("calm-zero", corpus, strategy, steps=60))
+    stack.apply(job("calm-zero", corpus, strategy, steps=40))
     calm = stack.finish("calm-zero", timeout=300)
     assert calm["plan"]["strategy"].startswith("deepspeed(zero=3")
-    stack.apply(job("kill-zero", corpus, strategy, steps=60))
+    stack.apply(job("kill-zero", corpus, strategy, steps=40))
     stack.wait("kill-zero", lambda s: s.get("checkpoint", {}).get("step", 0) >= INTERVAL)
     VICTIMS["driver"](stack)[0].kill()
     status = stack.finish("kill-zero", timeout=300)

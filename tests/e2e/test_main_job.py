@@ -87,7 +87,7 @@ def test_delete_stops_the_run_and_frees_everything(stack: Stack, corpus: Path) -
 
 
 def test_suspend_frees_and_resume_continues_from_the_checkpoint(stack: Stack, corpus: Path) -> None:
-    job = train_job("pause", corpus, training={"steps": 200, "globalBatchSize": 8, "microBatchSize": 2})
+    job = train_job("pause", corpus, training={"steps": 100, "globalBatchSize": 8, "microBatchSize": 2})
     job["spec"]["checkpoint"] = {"everySteps": 25}
     stack.apply(job)
     stack.wait("pause", lambda s: s.get("checkpoint", {}).get("step", 0) >= 25)
