@@ -1,4 +1,4 @@
-"""Server-side apply: ownership, conflicts, removal, lists by key, and what holds for any configuration."""
+"""Server-side apply: ownership, conflicts, removal, lists by key."""
 
 from __future__ import annotations
 
@@ -6,13 +6,8 @@ from typing import Any
 
 import orjson
 import pytest
-from hypothesis import strategies as st
 
-from slipway_local.apiserver import managed, typed
-from slipway_local.apiserver.fieldset import EMPTY, FieldSet, render
-from slipway_local.apiserver.managed import Scope
-from slipway_local.apiserver.metadata import METADATA
-from slipway_local.apiserver.schema import Node, compile_schema
+from slipway_local.apiserver.fieldset import FieldSet, render
 
 LAST_APPLIED = "kubectl.kubernetes.io/last-applied-configuration"
 
@@ -207,73 +202,3 @@ async def test_apply_takes_yaml(api: Any) -> None:
     double = await api.apply(f"{api.widgets}/a", (body + "  size: 4\n").encode(), fieldValidation="Strict")
     assert double.code == 400
     assert '"size"' in double.message
-
-
-# --- what holds for any configuration -----------------------------------------------------------------------------
-
-_NODE = compile_schema(
-    {
-        "type": "object",
-        "properties": {
-            "spec": {
-                "type": "object",
-                "properties": {
-                    "a": {"type": "integer"},
-                    "b": {"type": "string"},
-                    "map": {"type": "object", "additionalProperties": {"type": "integer"}},
-                    "set": {"type": "array", "x-kubernetes-list-type": "set", "items": {"type": "string"}},
-                    "list": {
-                        "type": "array",
-                        "x-kubernetes-list-type": "map",
-                        "x-kubernetes-list-map-keys": ["k"],
-                        "items": {
-                            "type": "object",
-                            "properties": {"k": {"type": "string"}, "v": {"type": "integer"}, "w": {"type": "integer"}},
-                        },
-                    },
-                    "atomic": {"type": "array", "items": {"type": "integer"}},
-                    "free": {"type": "object", "x-kubernetes-preserve-unknown-fields": True},
-                },
-            }
-        },
-    }
-)
-_NODE.properties |= {"apiVersion": Node(type="string"), "kind": Node(type="string"), "metadata": METADATA}
-SCOPE = Scope(_NODE, "test.example.com/v1", "", EMPTY)
-
-_KEYS = st.sampled_from("xyz")
-_INTS = st.integers(0, 2)
-_ITEM = st.fixed_dictionaries({"k": _KEYS}, optional={"v": _INTS, "w": _INTS})
-SPECS = st.fixed_dictionaries(
-    {},
-    optional={
-        "a": _INTS,
-        "b": st.sampled_from(["s", "t"]),
-        "map": st.dictionaries(_KEYS, _INTS, min_size=1, max_size=3),
-        "set": st.lists(_KEYS, unique=True, min_size=1, max_size=3),
-        "list": st.lists(_ITEM, unique_by=lambda item: item["k"], min_size=1, max_size=3),
-        "atomic": st.lists(_INTS, max_size=2),
-        "free": st.dictionaries(_KEYS, st.dictionaries(_KEYS, _INTS, min_size=1, max_size=2), min_size=1, max_size=2),
-    },
-)
-
-
-def config(spec: dict[str, Any]) -> dict[str, Any]:
-    """An object with that spec, left out when empty."""
-    return {
-        "apiVersion": "test.example.com/v1",
-        "kind": "X",
-        "metadata": {"name": "x"},
-        **({"spec": spec} if spec else {}),
-    }
-
-
-def applied(live: dict[str, Any], spec: dict[str, Any], manager: str, force: bool = True) -> dict[str, Any]:
-    """The live object after an apply."""
-    return managed.apply(live, config(spec), SCOPE, manager, "2026-01-01T00:00:00Z", force=force)
-
-
-def says(obj: dict[str, Any], spec: dict[str, Any]) -> bool:
-    """Whether the object holds everything that a spec says: laying the spec over it changes nothing."""
-    laid = typed.merge(obj.get("spec", {}), spec, _NODE.properties["spec"])
-    return typed.compare(obj.get("spec", {}), laid, _NODE.properties["spec"]) == typed.Comparison()
