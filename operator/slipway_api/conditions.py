@@ -13,12 +13,19 @@ from slipway_api.base import ApiModel, Timestamp
 
 Status = Literal["True", "False", "Unknown"]
 
-# Types. A TrainJob ends when Succeeded or Failed is True.
+# Types. A run ends when Succeeded or Failed is True.
 PLANNED = "Planned"
 SUSPENDED = "Suspended"
 RUNNING = "Running"
 SUCCEEDED = "Succeeded"
 FAILED = "Failed"
+PASSED = "Passed"  # of an EvalJob: whether its gates hold
+
+# Of a Deployment, which never ends.
+GATE_PASSED = "GatePassed"
+AVAILABLE = "Available"
+PROGRESSING = "Progressing"
+DEGRADED = "Degraded"
 
 # Reasons of Planned.
 FITS = "Fits"
@@ -45,6 +52,10 @@ STARTING = "Starting"
 PREPARING_DATA = "PreparingData"
 TRAINING = "Training"
 SAVING_MODEL = "SavingModel"
+EVALUATING = "Evaluating"
+CROSS_VALIDATING = "CrossValidating"  # the folds are trained and measured by jobs of their own
+SAVING_RESULTS = "SavingResults"
+ENDING = "Ending"
 BACKING_OFF = "BackingOff"
 NOT_STARTED = "NotStarted"
 FINISHED = "Finished"
@@ -63,6 +74,42 @@ DEADLINE_EXCEEDED = "DeadlineExceeded"
 REJECTED = "Rejected"
 NAME_TAKEN = "NameTaken"
 NOT_FAILED = "NotFailed"
+RESULTS_SAVED = "ResultsSaved"
+FOLDS_MEASURED = "FoldsMeasured"
+FOLD_FAILED = "FoldFailed"
+
+# Reasons of Passed.
+NOT_EVALUATED = "NotEvaluated"
+NO_GATES = "NoGates"
+GATES_HOLD = "GatesHold"
+GATES_FAILED = "GatesFailed"
+
+# Reasons of GatePassed.
+NO_REQUIREMENTS = "NoRequirements"
+REQUIREMENTS_HOLD = "RequirementsHold"
+EVALUATION_PENDING = "EvaluationPending"  # an EvalJob is not there or has not ended
+EVALUATION_NOT_PASSED = "EvaluationNotPassed"
+OTHER_MODEL_EVALUATED = "OtherModelEvaluated"
+
+# Reasons of Available, Progressing and Degraded.
+SERVING = "Serving"
+NOTHING_SERVED = "NothingServed"
+DEPLOYING = "Deploying"
+STABLE = "Stable"
+CANARY = "Canary"
+CANARY_PAUSED = "CanaryPaused"
+PROMOTED = "Promoted"
+ROLLED_BACK = "RolledBack"
+GATE_NOT_PASSED = "GateNotPassed"
+UNHEALTHY = "Unhealthy"
+AS_ASKED = "AsAsked"
+
+# Why a candidate is rolled back.
+ERROR_RATE_TOO_HIGH = "ErrorRateTooHigh"
+LATENCY_TOO_HIGH = "LatencyTooHigh"
+CANDIDATE_FAILED = "CandidateFailed"
+CANDIDATE_NOT_READY = "CandidateNotReady"
+ABORTED = "Aborted"
 
 
 class Condition(ApiModel):

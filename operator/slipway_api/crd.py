@@ -19,6 +19,8 @@ from pydantic_core import PydanticUndefined
 
 from slipway_api import GROUP, VERSION
 from slipway_api.base import ApiModel, Rule
+from slipway_api.deployment import Deployment
+from slipway_api.evaljob import EvalJob
 from slipway_api.trainjob import TrainJob
 
 _SCALARS: dict[type, dict[str, Any]] = {
@@ -82,7 +84,46 @@ TRAIN_JOB = Kind(
     ),
 )
 
-KINDS: tuple[Kind, ...] = (TRAIN_JOB,)
+EVAL_JOB = Kind(
+    model=EvalJob,
+    kind="EvalJob",
+    plural="evaljobs",
+    singular="evaljob",
+    short_names=("ej",),
+    columns=(
+        PrinterColumn("Model", "string", ".status.modelName", "The model that is measured."),
+        PrinterColumn("Suites", "string", ".status.suitesSummary", "Suites done, of all."),
+        PrinterColumn("Passed", "string", '.status.conditions[?(@.type=="Passed")].status', "Whether the gates hold."),
+        PrinterColumn("Progress", "string", ".status.progress.summary", "Examples scored, of all."),
+        PrinterColumn("State", "string", ".status.state", "The conditions in one word.", priority=1),
+        PrinterColumn("Report", "string", ".status.results.report", "Where the HTML report is.", priority=1),
+        PrinterColumn("Age", "date", ".metadata.creationTimestamp", "Time since creation."),
+    ),
+)
+
+DEPLOYMENT = Kind(
+    model=Deployment,
+    kind="Deployment",
+    plural="deployments",
+    singular="deployment",
+    short_names=("sdeploy",),
+    columns=(
+        PrinterColumn(
+            "Ready", "string", '.status.conditions[?(@.type=="Available")].status', "Whether the endpoint answers."
+        ),
+        PrinterColumn("Version", "string", ".status.version", "The stable version."),
+        PrinterColumn("Weight", "string", ".status.weights", "Percent of the requests: stable/candidate."),
+        PrinterColumn(
+            "Gate", "string", '.status.conditions[?(@.type=="GatePassed")].status', "Whether the model may serve."
+        ),
+        PrinterColumn("URL", "string", ".status.url", "Base URL of the endpoint."),
+        PrinterColumn("State", "string", ".status.state", "The conditions in one word.", priority=1),
+        PrinterColumn("Model", "string", ".status.stable.source", "The model that answers.", priority=1),
+        PrinterColumn("Age", "date", ".metadata.creationTimestamp", "Time since creation."),
+    ),
+)
+
+KINDS: tuple[Kind, ...] = (TRAIN_JOB, EVAL_JOB, DEPLOYMENT)
 
 
 def crds() -> list[dict[str, Any]]:

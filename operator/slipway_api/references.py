@@ -26,6 +26,19 @@ class TrainJobReference(ApiModel):
     name: Name = Field(description="Name of the TrainJob. The job waits until that one has succeeded.")
 
 
+class ModelReference(ApiModel):
+    """A trained model."""
+
+    uri: Uri | None = Field(
+        default=None,
+        description="A Hugging Face model directory with safetensors weights, at a path or any fsspec URI.",
+    )
+    hub: HubModel | None = Field(default=None, description="A Hugging Face hub repository with safetensors weights.")
+    train_job: TrainJobReference | None = Field(default=None, description="The result of a TrainJob.")
+
+    cel_rules: ClassVar[tuple[Rule, ...]] = (exactly_one("uri", "hub", "trainJob"),)
+
+
 class FreshModel(ApiModel):
     """A decoder-only transformer with random weights (Llama's shape: RMSNorm, rotary positions, SwiGLU)."""
 

@@ -16,7 +16,21 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from slipway_api.base import ApiModel, LongText, ShortText, Timestamp
-from slipway_api.references import TrainingModel
+from slipway_api.compression import Compression, CompressionResult
+from slipway_api.evaljob import (
+    Confidence,
+    EvalData,
+    EvalProgress,
+    EvalResults,
+    FewShot,
+    MeasuredModel,
+    MetricValue,
+    Slice,
+    Suite,
+    SuiteStatus,
+)
+from slipway_api.metrics import MetricChoice
+from slipway_api.references import ModelReference, TrainingModel
 from slipway_api.trainjob import (
     Checkpointing,
     CheckpointStatus,
@@ -32,7 +46,8 @@ from slipway_api.trainjob import (
 )
 
 RUN_ENV = "SLIPWAY_RUN"
-REPORT_PATH = "/v1/runs"  # POST {url}/v1/runs/{namespace}/{name}/{uid}/{attempt}
+# POST {url}/v1/runs/{kind}/{namespace}/{name}/{uid}/{attempt}; kind is the plural: trainjobs, evaljobs, deployments
+REPORT_PATH = "/v1/runs"
 
 
 class Outcome(StrEnum):
@@ -77,16 +92,24 @@ class ReportTarget(ApiModel):
     interval_seconds: int = Field(default=2, ge=1, le=3600, description="Seconds between progress reports.")
 
 
-class RunSpec(ApiModel):
-    """Everything that a training run needs to know."""
+class RunIdentity(ApiModel):
+    """Which attempt of which object a run is, where it keeps things, and whom it tells."""
 
     version: Literal[1] = 1
+    kind: Literal["trainjobs", "evaljobs", "deployments"]
     namespace: ShortText
     name: ShortText
     uid: ShortText
-    attempt: int = Field(ge=1)
-    storage: LongText = Field(description="Prefix of what this job stores: checkpoints/, model/, logs/, metrics/.")
-    cache: LongText = Field(description="Prefix of what jobs of the namespace share: token shards by digest.")
+    attempt: int = Field(ge=0, description="From 1; 0: it has no attempts (a router).")
+    storage: LongText = Field(description="Prefix of what this object stores: checkpoints/, model/, logs/, metrics/.")
+    cache: LongText = Field(description="Prefix of what runs of the namespace share: token shards by digest.")
+    report: ReportTarget | None = Field(default=None, description="None: the run reports to nobody (torchrun).")
+
+
+class RunSpec(RunIdentity):
+    """Everything that a training run needs to know."""
+
+    kind: Literal["trainjobs"] = "trainjobs"
     model: TrainingModel
     tokenizer: Tokenizer | None = None
     data: Data
@@ -94,7 +117,35 @@ class RunSpec(ApiModel):
     strategy: Strategy
     workers: Workers
     checkpoint: Checkpointing
-    report: ReportTarget | None = Field(default=None, description="None: the run reports to nobody (torchrun).")
+
+
+class EvalRunSpec(RunIdentity):
+    """Everything that an evaluation run needs to know. References to TrainJobs are resolved to URIs."""
+
+    kind: Literal["evaljobs"] = "evaljobs"
+    results: LongText = Field(
+        description="Prefix of what evaluations of the namespace share: scores by model digest, suite digest and seed."
+    )
+    model: ModelReference
+    baseline: ModelReference | None = None
+    suites: list[Suite] = Field(min_length=1, max_length=16)
+    data: EvalData | None = None
+    metrics: list[MetricChoice]
+    slices: list[Slice] = Field(default_factory=list)
+    few_shot: FewShot | None = None
+    confidences: list[Confidence] = Field(description="Intervals are reported at each of these.")
+    seed: int = 0
+    batch_tokens: int = 4096
+    precision: Literal["fp32", "bf16"] = "fp32"
+    workers: Workers
+
+
+class CompressRunSpec(RunIdentity):
+    """Everything that a compression run needs to know. References to TrainJobs are resolved to URIs."""
+
+    kind: Literal["deployments"] = "deployments"
+    model: ModelReference
+    compression: Compression
 
 
 class RunEnd(ApiModel):
@@ -105,7 +156,19 @@ class RunEnd(ApiModel):
         description="CamelCase word, e.g. ModelSaved, DataNotFound, NoSafetensors, LossNotFinite."
     )
     message: LongText = Field(description="What happened, where, and what to do.")
-    model: TrainedModel | None = None
+    model: TrainedModel | None = Field(default=None, description="Of a training run that succeeded.")
+    results: EvalResults | None = Field(default=None, description="Of an evaluation run that succeeded.")
+    compression: CompressionResult | None = Field(default=None, description="Of a compression run that succeeded.")
+
+
+class Evaluation(ApiModel):
+    """The whole state of an evaluation, as its run knows it."""
+
+    progress: EvalProgress
+    suites: list[SuiteStatus] = Field(default_factory=list, max_length=16)
+    metrics: list[MetricValue] = Field(default_factory=list, max_length=512)
+    model: MeasuredModel | None = None
+    baseline: MeasuredModel | None = None
 
 
 class Report(ApiModel):
@@ -114,12 +177,24 @@ class Report(ApiModel):
     version: Literal[1] = 1
     sequence: int = Field(ge=0, description="Grows with each report of the attempt; an older one is ignored.")
     time: Timestamp
-    stage: Literal["Starting", "PreparingData", "Training", "SavingModel", "Ended"]
+    stage: Literal[
+        "Starting",
+        "PreparingData",
+        "Training",
+        "SavingModel",
+        "Evaluating",
+        "SavingResults",
+        "Compressing",
+        "Measuring",
+        "Ended",
+    ]
     plan: PlanStatus | None = None
     progress: Progress | None = None
     checkpoint: CheckpointStatus | None = None
     skipped_checkpoints: list[SkippedCheckpoint] = Field(default_factory=list, max_length=20)
     resumed_from_step: int | None = Field(default=None, ge=0)
+    evaluation: Evaluation | None = None
+    compression: CompressionResult | None = None
     end: RunEnd | None = None
 
 

@@ -30,6 +30,7 @@ from slipway_api.base import (
 )
 from slipway_api.conditions import Condition
 from slipway_api.references import HubModel, TrainingModel
+from slipway_api.split import Split
 
 # A RayJob's name may have 47 characters (KubeRay's validation.go); ours is "<name>-<attempt>".
 MAX_NAME_LENGTH = 40
@@ -69,8 +70,18 @@ class Data(ApiModel):
         default_factory=list,
         description="Held-out documents: their loss and perplexity are measured before, during and after training.",
     )
+    split: Split | None = Field(
+        default=None, description="Hold out a part of the sources' own documents, instead of naming evalSources."
+    )
     sequence_length: int = Field(
         default=512, ge=8, le=1048576, description="Tokens per training sequence. Documents are packed: no padding."
+    )
+
+    cel_rules: ClassVar[tuple[Rule, ...]] = (
+        Rule(
+            "!has(self.split) || self.evalSources.size() == 0",
+            "set either evalSources or split: both say what is held out",
+        ),
     )
 
 
@@ -326,8 +337,8 @@ class TrainJobSpec(ApiModel):
             ".strategy",
         ),
         Rule(
-            "self.training.evalEverySteps == 0 || self.data.evalSources.size() > 0",
-            "training.evalEverySteps needs data.evalSources",
+            "self.training.evalEverySteps == 0 || self.data.evalSources.size() > 0 || has(self.data.split)",
+            "training.evalEverySteps needs data.evalSources or data.split",
             ".training",
         ),
         immutable("model"),
