@@ -7,20 +7,27 @@ import functools
 import os
 import socket
 from pathlib import Path
+from typing import Any
 
+from slipway_api.serving import ServingReport
 from slipway_operator.config import ConfigError, OperatorConfig
-from slipway_operator.controllers.trainjob.controller import (
-    BASE_MODEL_INDEX,
+from slipway_operator.controllers.deployment import controller as deployment
+from slipway_operator.controllers.deployment.serving_reports import ServingReports
+from slipway_operator.controllers.evaljob.kind import EvalJobKind
+from slipway_operator.controllers.runs.controller import (
     CLUSTER_INDEX,
     OWNER_INDEX,
+    REFERENCE_INDEX,
     Caches,
-    TrainJobReconciler,
-    by_base_model,
+    RunReconciler,
     by_owner,
+    by_reference,
 )
-from slipway_operator.controllers.trainjob.observed import Settings
-from slipway_operator.controllers.trainjob.pods import cluster_of, is_urgent, project
-from slipway_operator.controllers.trainjob.testimony import PodTestimony
+from slipway_operator.controllers.runs.kind import RunKind
+from slipway_operator.controllers.runs.observed import Settings
+from slipway_operator.controllers.runs.pods import cluster_of, is_urgent, project
+from slipway_operator.controllers.runs.testimony import PodTestimony
+from slipway_operator.controllers.trainjob.kind import TrainJobKind
 from slipway_operator.kube.client import Client
 from slipway_operator.kube.config import ConnectionConfig
 from slipway_operator.kube.controller import Controller, indexed, owner_of
@@ -35,9 +42,21 @@ from slipway_operator.kube.metrics import Metrics
 from slipway_operator.kube.outcomes import Done, Outcome
 from slipway_operator.kube.queue import WorkQueue
 from slipway_operator.kube.reflector import Reflector
-from slipway_operator.kube.resource import PODS, RAYJOBS, TRAINJOBS, Json, Key, key_of, uid_of
+from slipway_operator.kube.resource import (
+    DEPLOYMENTS,
+    EVALJOBS,
+    PODS,
+    RAYJOBS,
+    RAYSERVICES,
+    TRAINJOBS,
+    Json,
+    Key,
+    Resource,
+    key_of,
+    uid_of,
+)
 from slipway_operator.kube.store import Change, Store, keep
-from slipway_operator.kuberay import LABEL_TRAINJOB
+from slipway_operator.kuberay import LABEL_ATTEMPT, OWNER_LABELS
 from slipway_operator.reports import ReportServer, ReportStore, RunKey
 from slipway_operator.serving_tls import ServingCertificate, read_ca
 
@@ -47,44 +66,124 @@ _STATUS_INTERVAL = 2.0
 _LONGEST_BACKOFF = 20.0
 
 
+KINDS: tuple[RunKind[Any], ...] = (TrainJobKind(), EvalJobKind())
+
+
 class Scope:
-    """One watched namespace, or all of them (None): its caches, and the reconciler that reads them."""
+    """One watched namespace, or all of them (None): its caches, and the reconcilers that read them."""
 
     def __init__(
         self,
         namespace: str | None,
         client: Client,
         reports: ReportStore,
+        serving_reports: ServingReports,
         recorder: EventRecorder,
         settings: Settings,
         metrics: Metrics,
     ) -> None:
-        self.train_jobs = Store(TRAINJOBS, {BASE_MODEL_INDEX: by_base_model, OWNER_INDEX: by_owner})
         # A RayJob's pod templates are several KiB that no reconcile reads.
         self.ray_jobs = Store(RAYJOBS, {OWNER_INDEX: by_owner}, project=keep("status", "spec.suspend"))
         self.pods = Store(PODS, {CLUSTER_INDEX: cluster_of}, project=project)
         self.testimony = PodTestimony()
-        self.jobs = Reflector(client, self.train_jobs, namespace=namespace, metrics=metrics)
+        self.stores = {
+            kind.resource: Store(kind.resource, {REFERENCE_INDEX: by_reference(kind), OWNER_INDEX: by_owner})
+            for kind in KINDS
+        }
+        self.jobs = {
+            resource: Reflector(client, store, namespace=namespace, metrics=metrics)
+            for resource, store in self.stores.items()
+        }
         self.children = Reflector(client, self.ray_jobs, namespace=namespace, optional=True, metrics=metrics)
         self.pod_reflector = Reflector(
-            client, self.pods, namespace=namespace, label_selector=LABEL_TRAINJOB, dispensable=True, metrics=metrics
+            client, self.pods, namespace=namespace, label_selector=LABEL_ATTEMPT, dispensable=True, metrics=metrics
         )
-        self.expectations = Expectations("trainjob", self.train_jobs, self.ray_jobs, metrics=metrics)
-        caches = Caches(self.train_jobs, self.ray_jobs, lambda: self.children.missing, self.pods, self.testimony)
-        self.reconciler = TrainJobReconciler(
-            client, caches, reports, recorder, self.expectations, Discovery(client), settings
+        discovery = Discovery(client)
+        self.expectations: dict[Resource, Expectations] = {}
+        self.reconcilers: dict[Resource, RunReconciler | deployment.DeploymentReconciler] = {}
+        for kind in KINDS:
+            store = self.stores[kind.resource]
+            caches = Caches(
+                jobs=store,
+                train_jobs=self.stores[TRAINJOBS],
+                ray_jobs=self.ray_jobs,
+                ray_jobs_missing=lambda: self.children.missing,
+                pods=self.pods,
+                testimony=self.testimony,
+            )
+            written = (store, self.ray_jobs, *((self.stores[TRAINJOBS],) if kind.resource is EVALJOBS else ()))
+            expectations = Expectations(_name(kind.resource), *written, metrics=metrics)
+            self.expectations[kind.resource] = expectations
+            self.reconcilers[kind.resource] = RunReconciler(
+                kind, client, caches, reports, recorder, expectations, discovery, settings
+            )
+
+        self._add_deployments(namespace, client, serving_reports, recorder, settings, metrics)
+
+    def _add_deployments(
+        self,
+        namespace: str | None,
+        client: Client,
+        reports: ServingReports,
+        recorder: EventRecorder,
+        settings: Settings,
+        metrics: Metrics,
+    ) -> None:
+        indexes = {deployment.MODEL_INDEX: deployment.by_model, deployment.REQUIREMENT_INDEX: deployment.by_requirement}
+        self.deployments = Store(DEPLOYMENTS, indexes)
+        # Of a RayService's spec nothing is read: its digest stands in an annotation.
+        self.ray_services = Store(RAYSERVICES, {OWNER_INDEX: by_owner}, project=keep("status"))
+        self.endpoints = Reflector(client, self.deployments, namespace=namespace, metrics=metrics)
+        self.services = Reflector(client, self.ray_services, namespace=namespace, optional=True, metrics=metrics)
+        self.expectations[DEPLOYMENTS] = Expectations(
+            "deployment", self.deployments, self.ray_services, metrics=metrics
+        )
+        caches = deployment.Caches(
+            deployments=self.deployments,
+            ray_services=self.ray_services,
+            ray_services_missing=lambda: self.services.missing,
+            train_jobs=self.stores[TRAINJOBS],
+            eval_jobs=self.stores[EVALJOBS],
+        )
+        self.reconcilers[DEPLOYMENTS] = deployment.DeploymentReconciler(
+            client, caches, reports, recorder, self.expectations[DEPLOYMENTS], settings
         )
 
     @property
     def reflectors(self) -> list[Reflector]:
         """All that keep its caches."""
-        return [self.jobs, self.children, self.pod_reflector]
+        return [*self.jobs.values(), self.children, self.pod_reflector, self.endpoints, self.services]
 
-    def feed(self, controller: Controller) -> None:
-        """Queues what changes here."""
-        controller.watches(self.jobs)
-        controller.watches(self.jobs, indexed(self.train_jobs, BASE_MODEL_INDEX))
-        controller.watches(self.children, owner_of(TRAINJOBS))
+    def feed(self, resource: Resource, controller: Controller) -> None:
+        """Queues what changes here for jobs of a kind: they, their RayJobs, and the TrainJobs that they refer to."""
+        controller.watches(self.jobs[resource])
+        controller.watches(self.jobs[TRAINJOBS], indexed(self.stores[resource], REFERENCE_INDEX))
+        controller.watches(self.children, owner_of(resource))
+        if resource is EVALJOBS:  # a cross-validation makes jobs of both kinds
+            controller.watches(self.jobs[TRAINJOBS], owner_of(resource))
+            controller.watches(self.jobs[EVALJOBS], owner_of(resource))
+
+    def feed_deployments(self, controller: Controller) -> None:
+        """Queues what changes here for Deployments: they, their RayServices, and what they refer to."""
+        controller.watches(self.endpoints)
+        controller.watches(self.jobs[TRAINJOBS], indexed(self.deployments, deployment.MODEL_INDEX))
+        controller.watches(self.jobs[EVALJOBS], indexed(self.deployments, deployment.REQUIREMENT_INDEX))
+        controller.watches(self.services, owner_of(DEPLOYMENTS))
+
+    def find(self, key: RunKey) -> Json | None:
+        """The object that a report speaks of, None when there is none with that UID."""
+        store = self.deployments if key.kind == DEPLOYMENTS.plural else self.stores[_BY_PLURAL[key.kind]]
+        found = store.get(Key(key.namespace, key.name))
+        return found if found is not None and uid_of(found) == key.uid else None
+
+    def synced(self) -> bool:
+        """Whether all that may report is known."""
+        return all(store.resource_version for store in (*self.stores.values(), self.deployments))
+
+
+def _name(resource: Resource) -> str:
+    """What a controller is called in metrics and logs."""
+    return resource.kind.lower()
 
 
 class Operator:
@@ -114,15 +213,27 @@ class Operator:
                 metrics=self._metrics,
             )
         self._reports = ReportStore()
+        self._serving_reports = ServingReports()
         self._recorder = EventRecorder(self._client, COMPONENT, metrics=self._metrics)
         watched: list[str | None] = [*config.namespaces] or [None]
         self._scopes = {
-            namespace: Scope(namespace, self._client, self._reports, self._recorder, self._settings, self._metrics)
+            namespace: Scope(
+                namespace,
+                self._client,
+                self._reports,
+                self._serving_reports,
+                self._recorder,
+                self._settings,
+                self._metrics,
+            )
             for namespace in watched
         }
         # A write that was refused for an hour (rights, quota, a webhook) is tried again soon after the cause is mended:
         # nothing tells when that is.
-        self._queue = WorkQueue("trainjob", max_delay=_LONGEST_BACKOFF, metrics=self._metrics)
+        self._queues = {
+            resource: WorkQueue(_name(resource), max_delay=_LONGEST_BACKOFF, metrics=self._metrics)
+            for resource in (*(kind.resource for kind in KINDS), DEPLOYMENTS)
+        }
         self._manager = self._build()
 
     def _guard(self) -> None:
@@ -131,21 +242,29 @@ class Operator:
 
     def _build(self) -> Manager:
         config, metrics = self._config, self._metrics
-        controller = Controller(
-            "trainjob",
-            self._queue,
-            self._reconcile,
-            workers=config.workers,
-            hold=self._hold,
-            metrics=metrics,
-        )
+        controllers = []
+        for resource, queue in self._queues.items():
+            controller = Controller(
+                _name(resource),
+                queue,
+                functools.partial(self._reconcile, resource),
+                workers=config.workers,
+                hold=functools.partial(self._hold, resource),
+                metrics=metrics,
+            )
+            for scope in self._scopes.values():
+                if resource is DEPLOYMENTS:
+                    scope.feed_deployments(controller)
+                else:
+                    scope.feed(resource, controller)
+            controllers.append(controller)
         for scope in self._scopes.values():
-            scope.feed(controller)
-            scope.jobs.add_handler(self._forget_deleted)
+            for reflector in (*scope.jobs.values(), scope.endpoints):
+                reflector.add_handler(self._forget_deleted)
             scope.pod_reflector.add_handler(functools.partial(self._on_pod, scope.testimony))
         return Manager(
             reflectors=[reflector for scope in self._scopes.values() for reflector in scope.reflectors],
-            controllers=[controller],
+            controllers=controllers,
             services=[self._serve_reports],
             recorder=self._recorder,
             elector=self._elector,
@@ -164,13 +283,13 @@ class Operator:
     def _scope(self, namespace: str) -> Scope | None:
         return self._scopes.get(namespace) or self._scopes.get(None)
 
-    async def _reconcile(self, key: Key) -> Outcome:
+    async def _reconcile(self, resource: Resource, key: Key) -> Outcome:
         scope = self._scope(key.namespace)
-        return await scope.reconciler.reconcile(key) if scope else Done()
+        return await scope.reconcilers[resource].reconcile(key) if scope else Done()
 
-    def _hold(self, key: Key) -> float:
+    def _hold(self, resource: Resource, key: Key) -> float:
         scope = self._scope(key.namespace)
-        return scope.expectations.hold(key) if scope else 0.0
+        return scope.expectations[resource].hold(key) if scope else 0.0
 
     # --- reports --------------------------------------------------------------------------------------------------
 
@@ -181,6 +300,7 @@ class Operator:
             current_attempt=self._current_attempt,
             on_report=self._on_report,
             ready=self._ready_for_reports,
+            on_serving_report=self._on_serving_report,
         )
         certificate = self._certificate
         server = HealthServer(
@@ -196,30 +316,43 @@ class Operator:
 
     def _ready_for_reports(self) -> bool:
         """Only who leads may answer: the others cannot write what they are told."""
-        synced = all(scope.train_jobs.resource_version for scope in self._scopes.values())
+        synced = all(scope.synced() for scope in self._scopes.values())
         return synced and (self._elector is None or self._elector.is_valid())
 
     def _current_attempt(self, key: RunKey) -> int | None:
         scope = self._scope(key.namespace)
-        job = scope.train_jobs.get(Key(key.namespace, key.name)) if scope else None
-        if job is None or uid_of(job) != key.uid:
-            return None
-        return int((job.get("status") or {}).get("attempt", 0))
+        found = scope.find(key) if scope else None
+        return None if found is None else int((found.get("status") or {}).get("attempt", 0))
 
     def _on_report(self, key: RunKey, urgent: bool) -> None:
-        self._queue.add_after(Key(key.namespace, key.name), 0.0 if urgent else _STATUS_INTERVAL)
+        queue = self._queues[_BY_PLURAL[key.kind]]
+        queue.add_after(Key(key.namespace, key.name), 0.0 if urgent else _STATUS_INTERVAL)
+
+    def _on_serving_report(self, key: RunKey, report: ServingReport) -> bool:
+        kept = self._serving_reports.offer(key.uid, report)
+        if kept:
+            self._queues[DEPLOYMENTS].add_after(Key(key.namespace, key.name), _STATUS_INTERVAL)
+        return kept
 
     def _on_pod(self, testimony: PodTestimony, change: Change, live: bool) -> None:
         """Pods change a dozen times while a run comes up: gathered, unless one says that something is wrong."""
         testimony.hear(change)
         if change.old is not None and change.new is not None and _same(change.old, change.new):
             return
-        job = Key(key_of(change.obj).namespace, change.obj["metadata"]["labels"][LABEL_TRAINJOB])
-        self._queue.add_after(job, 0.0 if is_urgent(change.obj) else _STATUS_INTERVAL)
+        labels = change.obj["metadata"]["labels"]
+        for resource, queue in self._queues.items():
+            name = labels.get(OWNER_LABELS[resource.kind])
+            if name:
+                job = Key(key_of(change.obj).namespace, name)
+                queue.add_after(job, 0.0 if is_urgent(change.obj) else _STATUS_INTERVAL)
 
     def _forget_deleted(self, change: Change, live: bool) -> None:
         if change.type == "DELETED":
             self._reports.forget(uid_of(change.obj))
+            self._serving_reports.forget(uid_of(change.obj))
+
+
+_BY_PLURAL = {kind.resource.plural: kind.resource for kind in KINDS}
 
 
 def _same(old: Json, new: Json) -> bool:

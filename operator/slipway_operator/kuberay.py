@@ -1,4 +1,4 @@
-"""Renders KubeRay's RayJob (ray.io/v1) for one attempt of a TrainJob. Pure; writes nothing.
+"""Renders KubeRay's RayJob (ray.io/v1) for one attempt of a run. Pure; writes nothing.
 
 Choices that every reader asks about:
 - `backoffLimit: 0`: attempts are ours. KubeRay's own retry rebuilds the cluster, hides the attempts and starts over.
@@ -19,10 +19,14 @@ import json
 from typing import Any
 
 from slipway_api import API_VERSION, GROUP
-from slipway_api.run import RUN_ENV, RunSpec
+from slipway_api.run import RUN_ENV, RunIdentity
+from slipway_api.trainjob import Workers
 from slipway_operator.config import RayConfig
 
 LABEL_TRAINJOB = f"{GROUP}/trainjob"
+LABEL_EVALJOB = f"{GROUP}/evaljob"
+LABEL_DEPLOYMENT = f"{GROUP}/deployment"
+OWNER_LABELS = {"TrainJob": LABEL_TRAINJOB, "EvalJob": LABEL_EVALJOB, "Deployment": LABEL_DEPLOYMENT}
 LABEL_ATTEMPT = f"{GROUP}/attempt"
 LABEL_CLUSTER = "ray.io/cluster"  # KubeRay puts these two on every pod
 LABEL_NODE_TYPE = "ray.io/node-type"
@@ -32,67 +36,66 @@ MANAGED_BY = {"app.kubernetes.io/managed-by": "slipway"}
 TOKEN_DIRECTORY = "/var/run/slipway"
 TOKEN_FILE = f"{TOKEN_DIRECTORY}/report-token"
 CA_FILE = f"{TOKEN_DIRECTORY}/ca.crt"
-ENTRYPOINT = "python -m slipway_jobs.train"
 
 
-def attempt_name(job_name: str, attempt: int) -> str:
-    """The name of an attempt's RayJob: deterministic, so that a lost answer can never make a second one."""
-    return f"{job_name}-{attempt}"
+def secret_name(child: str) -> str:
+    """The name of the Secret that holds the report token of the attempt with this RayJob."""
+    return f"{child}-run"
 
 
-def secret_name(job_name: str, attempt: int) -> str:
-    """The name of the Secret that holds an attempt's report token."""
-    return f"{job_name}-{attempt}-run"
-
-
-def owner_reference(job: dict[str, Any]) -> dict[str, Any]:
-    """The controller reference to a TrainJob: its children go when it goes."""
+def owner_reference(owner: dict[str, Any]) -> dict[str, Any]:
+    """The controller reference to one of our objects: its children go when it goes."""
     return {
         "apiVersion": API_VERSION,
-        "kind": "TrainJob",
-        "name": job["metadata"]["name"],
-        "uid": job["metadata"]["uid"],
+        "kind": owner["kind"],
+        "name": owner["metadata"]["name"],
+        "uid": owner["metadata"]["uid"],
         "controller": True,
         "blockOwnerDeletion": True,
     }
+
+
+def owner_labels(owner: dict[str, Any]) -> dict[str, str]:
+    """The labels by which everything that belongs to one of our objects is found."""
+    return {**MANAGED_BY, OWNER_LABELS[owner["kind"]]: owner["metadata"]["name"]}
 
 
 def _metadata(job: dict[str, Any], name: str, attempt: int) -> dict[str, Any]:
     return {
         "name": name,
         "namespace": job["metadata"]["namespace"],
-        "labels": {**MANAGED_BY, LABEL_TRAINJOB: job["metadata"]["name"], LABEL_ATTEMPT: str(attempt)},
+        "labels": {**owner_labels(job), LABEL_ATTEMPT: str(attempt)},
         "ownerReferences": [owner_reference(job)],
     }
 
 
-def token_secret(job: dict[str, Any], attempt: int, token: str, ca: str | None = None) -> dict[str, Any]:
-    """The Secret that the attempt's head mounts; `ca` is the PEM bundle that the report endpoint is trusted by."""
+def token_secret(job: dict[str, Any], child: str, attempt: int, token: str, ca: str | None = None) -> dict[str, Any]:
+    """The Secret that the head of RayJob `child` mounts; `ca` is the PEM bundle that the endpoint is trusted by."""
     data = {"report-token": token} | ({"ca.crt": ca} if ca else {})
     return {
         "apiVersion": "v1",
         "kind": "Secret",
         "type": "Opaque",
-        "metadata": _metadata(job, secret_name(job["metadata"]["name"], attempt), attempt),
+        "metadata": _metadata(job, secret_name(child), attempt),
         "stringData": data,
     }
 
 
-def ray_job(job: dict[str, Any], run: RunSpec, ray: RayConfig) -> dict[str, Any]:
-    """The RayJob of one attempt."""
-    head = _container("ray-head", ray.image, {"cpu": "1", "memory": "2Gi"})
+def ray_job(
+    job: dict[str, Any], name: str, entrypoint: str, run: RunIdentity, workers: Workers, ray: RayConfig
+) -> dict[str, Any]:
+    """The RayJob of one attempt, of that name."""
+    head = container("ray-head", ray.image, {"cpu": "1", "memory": "2Gi"})
     head["env"] = [{"name": RUN_ENV, "value": json.dumps(run.to_wire(), separators=(",", ":"))}]
     head["volumeMounts"] = [{"name": "run", "mountPath": TOKEN_DIRECTORY, "readOnly": True}]
-    resources = run.workers.resources
+    resources = workers.resources
     worker_resources: dict[str, Any] = {"cpu": resources.cpu, "memory": resources.memory}
     if resources.gpu:
         worker_resources["nvidia.com/gpu"] = resources.gpu
     priority = job["spec"].get("priorityClassName")
     head_pod = _pod(job, run.attempt, head, priority)
-    head_pod["spec"]["volumes"] = [
-        {"name": "run", "secret": {"secretName": secret_name(run.name, run.attempt), "defaultMode": 0o440}}
-    ]
-    metadata = _metadata(job, attempt_name(run.name, run.attempt), run.attempt)
+    head_pod["spec"]["volumes"] = [{"name": "run", "secret": {"secretName": secret_name(name), "defaultMode": 0o440}}]
+    metadata = _metadata(job, name, run.attempt)
     metadata["annotations"] = dict(KEEP_HEAD_DEAD)
     queue = job["spec"].get("queue")
     if queue:
@@ -102,7 +105,7 @@ def ray_job(job: dict[str, Any], run: RunSpec, ray: RayConfig) -> dict[str, Any]
         "kind": "RayJob",
         "metadata": metadata,
         "spec": {
-            "entrypoint": ENTRYPOINT,
+            "entrypoint": entrypoint,
             "submissionMode": "HTTPMode",
             "shutdownAfterJobFinishes": True,
             "backoffLimit": 0,
@@ -118,12 +121,12 @@ def ray_job(job: dict[str, Any], run: RunSpec, ray: RayConfig) -> dict[str, Any]
                 "workerGroupSpecs": [
                     {
                         "groupName": "workers",
-                        "replicas": run.workers.count,
-                        "minReplicas": run.workers.count,
-                        "maxReplicas": run.workers.count,
+                        "replicas": workers.count,
+                        "minReplicas": workers.count,
+                        "maxReplicas": workers.count,
                         "rayStartParams": {},
                         "template": _pod(
-                            job, run.attempt, _container("ray-worker", ray.image, worker_resources), priority
+                            job, run.attempt, container("ray-worker", ray.image, worker_resources), priority
                         ),
                     }
                 ],
@@ -132,8 +135,21 @@ def ray_job(job: dict[str, Any], run: RunSpec, ray: RayConfig) -> dict[str, Any]
     }
 
 
-def _pod(job: dict[str, Any], attempt: int, container: dict[str, Any], priority: str | None) -> dict[str, Any]:
-    spec: dict[str, Any] = {
+def _pod(job: dict[str, Any], attempt: int, main: dict[str, Any], priority: str | None) -> dict[str, Any]:
+    spec: dict[str, Any] = {**pod_security(), "containers": [main]}
+    if priority:
+        spec["priorityClassName"] = priority
+    return {
+        "metadata": {
+            "labels": {**owner_labels(job), LABEL_ATTEMPT: str(attempt)},
+        },
+        "spec": spec,
+    }
+
+
+def pod_security() -> dict[str, Any]:
+    """What makes a pod spec satisfy the *restricted* standard, and keeps Kubernetes credentials out of it."""
+    return {
         "automountServiceAccountToken": False,
         "securityContext": {
             "runAsNonRoot": True,
@@ -141,19 +157,11 @@ def _pod(job: dict[str, Any], attempt: int, container: dict[str, Any], priority:
             "fsGroup": 1000,
             "seccompProfile": {"type": "RuntimeDefault"},
         },
-        "containers": [container],
-    }
-    if priority:
-        spec["priorityClassName"] = priority
-    return {
-        "metadata": {
-            "labels": {**MANAGED_BY, LABEL_TRAINJOB: job["metadata"]["name"], LABEL_ATTEMPT: str(attempt)},
-        },
-        "spec": spec,
     }
 
 
-def _container(name: str, image: str, resources: dict[str, Any]) -> dict[str, Any]:
+def container(name: str, image: str, resources: dict[str, Any]) -> dict[str, Any]:
+    """A container that asks for exactly these resources, without any privilege."""
     return {
         "name": name,
         "image": image,

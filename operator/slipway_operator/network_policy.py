@@ -1,7 +1,7 @@
-"""Renders the NetworkPolicy of one TrainJob: its pods are closed to all but each other, KubeRay and what they need.
+"""Renders the NetworkPolicy of one job: its pods are closed to all but each other, KubeRay and what they need.
 
 One policy for each job, because a policy cannot say "pods with the same label value"; it holds for all attempts and
-goes with the TrainJob. Pure; writes nothing. It bites only where the network plugin enforces policies.
+goes with the job. Pure; writes nothing. It bites only where the network plugin enforces policies.
 """
 
 from __future__ import annotations
@@ -10,16 +10,15 @@ import ipaddress
 from typing import Any
 
 from slipway_operator.config import NetworkPolicyConfig
-from slipway_operator.kuberay import LABEL_TRAINJOB, MANAGED_BY, owner_reference
+from slipway_operator.kuberay import OWNER_LABELS, owner_labels, owner_reference
 
 _DASHBOARD_PORT = 8265  # Ray's job endpoint: KubeRay submits there, and asks how it goes
 _DNS = [{"port": 53, "protocol": "UDP"}, {"port": 53, "protocol": "TCP"}]
 
 
-def network_policy(job: dict[str, Any], config: NetworkPolicyConfig) -> dict[str, Any]:
-    """The policy of a TrainJob, owned by it, under its name."""
-    name = job["metadata"]["name"]
-    own_pods = {"podSelector": {"matchLabels": {LABEL_TRAINJOB: name}}}
+def network_policy(job: dict[str, Any], name: str, config: NetworkPolicyConfig) -> dict[str, Any]:
+    """The policy of a TrainJob or EvalJob, owned by it, under `name`."""
+    own_pods = {"podSelector": {"matchLabels": {OWNER_LABELS[job["kind"]]: job["metadata"]["name"]}}}
     operator = {**_namespace(config.operator_namespace), "podSelector": {"matchLabels": dict(config.operator_labels)}}
     return {
         "apiVersion": "networking.k8s.io/v1",
@@ -27,7 +26,7 @@ def network_policy(job: dict[str, Any], config: NetworkPolicyConfig) -> dict[str
         "metadata": {
             "name": name,
             "namespace": job["metadata"]["namespace"],
-            "labels": {**MANAGED_BY, LABEL_TRAINJOB: name},
+            "labels": owner_labels(job),
             "ownerReferences": [owner_reference(job)],
         },
         "spec": {

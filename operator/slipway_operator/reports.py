@@ -16,6 +16,7 @@ from aiohttp import web
 from pydantic import ValidationError
 
 from slipway_api.run import REPORT_PATH, Report, report_token
+from slipway_api.serving import ServingReport
 
 MAX_BODY = 256 * 1024
 _END_WAIT_SECONDS = 15.0
@@ -23,8 +24,9 @@ _END_WAIT_SECONDS = 15.0
 
 @dataclass(frozen=True)
 class RunKey:
-    """One attempt of one TrainJob."""
+    """One attempt of one object; `kind` is the plural (trainjobs, evaljobs)."""
 
+    kind: str
     namespace: str
     name: str
     uid: str
@@ -76,12 +78,13 @@ class ReportStore:
 
 
 class ReportServer:
-    """POST /v1/runs/{namespace}/{name}/{uid}/{attempt}.
+    """POST /v1/runs/{kind}/{namespace}/{name}/{uid}/{attempt}.
 
     200 accepted (an end: and durable) · 400 not a report · 401 no or wrong token · 404 no such job · 410 the attempt is
     over or was never started, a run must stop · 413 too large · 503 not ready, try again.
 
     A 503 closes the connection: behind a Service that is how a run gets from a replica that waits to the leading one.
+    A Deployment's routers report to .../deployments/... with attempt 0, and never end.
     """
 
     def __init__(
@@ -92,9 +95,11 @@ class ReportServer:
         current_attempt: Callable[[RunKey], int | None],
         on_report: Callable[[RunKey, bool], None],
         ready: Callable[[], bool],
+        on_serving_report: Callable[[RunKey, ServingReport], bool] | None = None,
     ) -> None:
         """`current_attempt`: number of the job's newest attempt, 0 before the first, None when there is no such job.
-        `on_report(key, urgent)`: wake the reconciler."""
+        `on_report(key, urgent)`: wake the reconciler. `on_serving_report(key, report)`: keep it; whether it is new."""
+        self._on_serving_report = on_serving_report
         self._store = store
         self._key = key
         self._current_attempt = current_attempt
@@ -104,12 +109,19 @@ class ReportServer:
     def app(self) -> web.Application:
         """The aiohttp application."""
         app = web.Application(client_max_size=MAX_BODY)
-        app.router.add_post(REPORT_PATH + "/{namespace}/{name}/{uid}/{attempt:[0-9]{1,9}}", self._receive)
+        app.router.add_post(
+            REPORT_PATH + "/{kind:trainjobs|evaljobs}/{namespace}/{name}/{uid}/{attempt:[0-9]{1,9}}", self._receive
+        )
+        if self._on_serving_report is not None:
+            app.router.add_post(
+                REPORT_PATH + "/{kind:deployments}/{namespace}/{name}/{uid}/{attempt:0}", self._receive_serving
+            )
         return app
 
-    async def _receive(self, request: web.Request) -> web.Response:
+    def _admit(self, request: web.Request) -> RunKey | web.Response:
+        """Who speaks, or why it is not heard."""
         info = request.match_info
-        key = RunKey(info["namespace"], info["name"], info["uid"], int(info["attempt"]))
+        key = RunKey(info["kind"], info["namespace"], info["name"], info["uid"], int(info["attempt"]))
         scheme, _, token = request.headers.get("Authorization", "").partition(" ")
         # Compare as bytes: compare_digest refuses str with non-ASCII characters, which a caller may well send.
         expected = report_token(self._key, key.uid, key.attempt).encode()
@@ -119,14 +131,19 @@ class ReportServer:
             return _answer(503, "the operator is still reading the cluster's state")
         current = self._current_attempt(key)
         if current is None:
-            return _answer(404, f"no TrainJob {key.namespace}/{key.name} with uid {key.uid}")
+            return _answer(404, f"{key.kind}: no {key.namespace}/{key.name} with uid {key.uid}")
         if key.attempt < current:
             return _answer(410, f"attempt {key.attempt} is over, attempt {current} took its place: stop")
+        return key
+
+    async def _receive(self, request: web.Request) -> web.Response:
+        key = self._admit(request)
+        if isinstance(key, web.Response):
+            return key
         try:
             report = Report.model_validate_json(await request.read())
         except ValidationError as error:
-            first = error.errors()[0]
-            return _answer(400, f"not a report: {'.'.join(map(str, first['loc']))}: {first['msg']}")
+            return _not_a_report(error)
         _, known = self._store.latest(key.uid)
         kept = self._store.offer(key, report)
         urgent = report.end is not None or known is None or known.stage != report.stage
@@ -135,6 +152,23 @@ class ReportServer:
         if report.end is not None and not await self._store.wait_ended(key.uid, key.attempt):
             return _answer(503, "the end is not yet written to the job's status: send it again")
         return _answer(200, "accepted" if kept else "a newer report is known")
+
+    async def _receive_serving(self, request: web.Request) -> web.Response:
+        assert self._on_serving_report is not None
+        key = self._admit(request)
+        if isinstance(key, web.Response):
+            return key
+        try:
+            report = ServingReport.model_validate_json(await request.read())
+        except ValidationError as error:
+            return _not_a_report(error)
+        kept = self._on_serving_report(key, report)
+        return _answer(200, "accepted" if kept else "a newer report is known")
+
+
+def _not_a_report(error: ValidationError) -> web.Response:
+    first = error.errors()[0]
+    return _answer(400, f"not a report: {'.'.join(map(str, first['loc']))}: {first['msg']}")
 
 
 def _answer(status: int, message: str) -> web.Response:

@@ -113,7 +113,10 @@ def controller_of(obj: Json) -> Json | None:
 
 
 TRAINJOBS = Resource("slipway.dev", "v1alpha1", "trainjobs", "TrainJob")
+EVALJOBS = Resource("slipway.dev", "v1alpha1", "evaljobs", "EvalJob")
+DEPLOYMENTS = Resource("slipway.dev", "v1alpha1", "deployments", "Deployment")
 RAYJOBS = Resource("ray.io", "v1", "rayjobs", "RayJob")
+RAYSERVICES = Resource("ray.io", "v1", "rayservices", "RayService")
 PODS = Resource("", "v1", "pods", "Pod")
 SECRETS = Resource("", "v1", "secrets", "Secret")
 CONFIGMAPS = Resource("", "v1", "configmaps", "ConfigMap")

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from slipway_api.quantity import format_bytes, parse_quantity
-from slipway_api.trainjob import TrainJobSpec
+from slipway_api.trainjob import TrainJobSpec, Workers
 from slipway_operator.config import PoolConfig
 
 # Bytes per parameter: float32 weights, gradients, and AdamW's two moments.
@@ -47,17 +47,22 @@ def fit(spec: TrainJobSpec, pools: Sequence[PoolConfig]) -> Fit:
     shortage = _memory_shortage(spec)
     if shortage:
         return Fit(False, shortage)
+    return fit_workers(spec.workers, pools)
+
+
+def fit_workers(workers: Workers, pools: Sequence[PoolConfig]) -> Fit:
+    """Whether every worker finds a place in one pool at the same time."""
     if not pools:
         return Fit(True, "no pools are configured: nodes were not counted")
     refusals = []
     for pool in pools:
-        capacity = _workers_that_fit(spec, pool)
-        if capacity >= spec.workers.count:
-            return Fit(True, f"{_workers(spec)} fit in pool {pool.name}")
+        capacity = _workers_that_fit(workers, pool)
+        if capacity >= workers.count:
+            return Fit(True, f"{_in_words(workers)} fit in pool {pool.name}")
         refusals.append(f"pool {pool.name} ({_pool(pool)}) has room for {capacity}")
     return Fit(
         False,
-        f"spec.workers: {_workers(spec)} do not fit: {'; '.join(refusals)}. "
+        f"spec.workers: {_in_words(workers)} do not fit: {'; '.join(refusals)}. "
         "Lower spec.workers.count or spec.workers.resources, or ask for a larger pool.",
     )
 
@@ -79,24 +84,24 @@ def _memory_shortage(spec: TrainJobSpec) -> str | None:
     )
 
 
-def _workers_that_fit(spec: TrainJobSpec, pool: PoolConfig) -> int:
-    resources = spec.workers.resources
+def _workers_that_fit(workers: Workers, pool: PoolConfig) -> int:
+    resources = workers.resources
     per_node = [
-        int(pool.cpus / parse_quantity(resources.cpu)) if parse_quantity(resources.cpu) else spec.workers.count,
+        int(pool.cpus / parse_quantity(resources.cpu)) if parse_quantity(resources.cpu) else workers.count,
         int(parse_quantity(pool.memory) / parse_quantity(resources.memory))
         if parse_quantity(resources.memory)
-        else spec.workers.count,
+        else workers.count,
     ]
     if resources.gpu:
         per_node.append(pool.gpus // resources.gpu)
     return min(per_node) * pool.nodes
 
 
-def _workers(spec: TrainJobSpec) -> str:
-    resources = spec.workers.resources
+def _in_words(workers: Workers) -> str:
+    resources = workers.resources
     gpu = f", {resources.gpu} GPU" if resources.gpu else ""
-    plural = "worker" if spec.workers.count == 1 else "workers"
-    return f"{spec.workers.count} {plural} of cpu {resources.cpu}, memory {resources.memory}{gpu}"
+    plural = "worker" if workers.count == 1 else "workers"
+    return f"{workers.count} {plural} of cpu {resources.cpu}, memory {resources.memory}{gpu}"
 
 
 def _pool(pool: PoolConfig) -> str:

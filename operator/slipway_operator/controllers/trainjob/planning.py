@@ -7,9 +7,10 @@ from __future__ import annotations
 
 from slipway_api import conditions as c
 from slipway_api.trainjob import TrainJobSpec
-from slipway_operator.controllers.trainjob.attempts import replan_after_out_of_memory
-from slipway_operator.controllers.trainjob.observed import Observed, Plan, Settings
-from slipway_operator.controllers.trainjob.status import StatusDraft
+from slipway_operator.controllers.runs.observed import Observed, Plan, Settings
+from slipway_operator.controllers.runs.references import trained_model
+from slipway_operator.controllers.runs.status import StatusDraft
+from slipway_operator.controllers.trainjob.memory import replan_after_out_of_memory
 from slipway_operator.planner.fit import fit
 
 
@@ -50,18 +51,16 @@ def _resolve_base_model(observed: Observed, spec: TrainJobSpec, draft: StatusDra
     reference = spec.model.train_job
     if reference is None:
         return spec
-    where = f"spec.model.trainJob: TrainJob {reference.name}"
     if reference.name == observed.job["metadata"]["name"]:
-        plan.fail(c.MODEL_NOT_READY, f"{where} is this job itself")
+        plan.fail(c.MODEL_NOT_READY, f"spec.model.trainJob: TrainJob {reference.name} is this job itself")
         return None
-    status = (observed.base_job or {}).get("status") or {}
-    if c.is_true(status.get("conditions", []), c.FAILED):
-        plan.fail(c.MODEL_NOT_READY, f"{where} has failed; train a base model first and create this job again")
+    found = trained_model("spec.model.trainJob", reference.name, observed)
+    if found.failed:
+        plan.fail(c.MODEL_NOT_READY, f"{found.message}; train a base model first and create this job again")
         return None
-    if observed.base_job is None or "model" not in status:
-        state = "does not exist" if observed.base_job is None else "has not succeeded yet"
-        draft.set(c.PLANNED, "False", c.MODEL_NOT_READY, f"{where} {state}; waiting for it")
+    if found.model is None:
+        draft.set(c.PLANNED, "False", c.MODEL_NOT_READY, f"{found.message}; waiting for it")
         draft.set(c.RUNNING, "False", c.NOT_STARTED, "waiting for the base model")
         return None
-    model = spec.model.model_copy(update={"train_job": None, "uri": status["model"]["uri"]})
+    model = spec.model.model_copy(update={"train_job": None, "uri": found.model["uri"]})
     return spec.model_copy(update={"model": model})

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 
-from slipway_operator.controllers.trainjob.pods import cluster_of, tells_an_end
+from slipway_operator.controllers.runs.pods import cluster_of, tells_an_end
 from slipway_operator.kube.resource import Json, uid_of
 from slipway_operator.kube.store import Change
 

@@ -1,6 +1,7 @@
-"""Decides what a TrainJob needs next: (job, observed children, reports, now) -> children, conditions, requeue. Pure.
+"""Decides what a run needs next: (job, observed children, reports, now) -> children, conditions, requeue. Pure.
 
-The job's history is `status.attempts`. One attempt is one RayJob, `<name>-<number>`; at most one is alive:
+A job is any object that is carried out as a run; `kind` is what is particular to a TrainJob or an EvalJob. The job's
+history is `status.attempts`. One attempt is one RayJob, named after its number; at most one is alive:
 
     no attempt alive -> [suspended? planned? retries left? backed off?] -> create the next
     attempt alive    -> [ended? deadline? suspend?] -> record its end -> (next reconcile) delete its RayJob
@@ -16,35 +17,36 @@ from datetime import datetime, timedelta
 from typing import Any, Literal
 
 from slipway_api import conditions as c
-from slipway_api.run import ReportTarget, RunSpec, report_token
-from slipway_api.trainjob import TrainJobSpec
+from slipway_api.run import Report, ReportTarget, report_token
 from slipway_operator import kuberay
-from slipway_operator.controllers.trainjob.attempts import (
+from slipway_operator.controllers.runs.attempts import (
     End,
     backoff,
     counted_failures,
     end_of_attempt,
     format_time,
     parse_time,
-    replan_after_out_of_memory,
 )
-from slipway_operator.controllers.trainjob.observed import Decision, Observed, Plan, Settings
-from slipway_operator.controllers.trainjob.planning import plan_run, say_planned
-from slipway_operator.controllers.trainjob.pods import PROBLEMS, end_by_pods, head_lost, seconds_of_patience
-from slipway_operator.controllers.trainjob.status import StatusDraft
-from slipway_operator.controllers.trainjob.waiting import REALLY_RUNNING, at_creation, describe, is_suspended
+from slipway_operator.controllers.runs.kind import RunKind, RunPlace, RunSpecification
+from slipway_operator.controllers.runs.observed import Decision, Observed, Plan, Settings
+from slipway_operator.controllers.runs.pods import PROBLEMS, end_by_pods, head_lost, seconds_of_patience
+from slipway_operator.controllers.runs.status import StatusDraft
+from slipway_operator.controllers.runs.waiting import REALLY_RUNNING, at_creation, describe, is_suspended
 from slipway_operator.network_policy import network_policy
 
 
-def decide(observed: Observed, settings: Settings, now: datetime) -> Decision:
-    """What this TrainJob needs now."""
+def decide(kind: RunKind[Any], observed: Observed, settings: Settings, now: datetime) -> Decision:
+    """What this job needs now."""
     plan = Plan(StatusDraft.of(observed.job, now))
     if not observed.job["metadata"].get("deletionTimestamp"):  # else its children are collected through their owner
-        _ladder(observed, settings, now, plan)
+        if not kind.without_a_run(observed, now, plan):
+            _ladder(kind, observed, settings, now, plan)
+        kind.conclude(observed.job, plan.draft)
     status = plan.draft.finish()
     return Decision(
         status=status,
         apply=plan.apply,
+        patch=plan.patch,
         delete=plan.delete,
         delete_job=plan.delete_job,
         events=plan.events,
@@ -53,44 +55,54 @@ def decide(observed: Observed, settings: Settings, now: datetime) -> Decision:
     )
 
 
-def _ladder(observed: Observed, settings: Settings, now: datetime, plan: Plan) -> None:
+def _ladder(kind: RunKind[Any], observed: Observed, settings: Settings, now: datetime, plan: Plan) -> None:
     draft = plan.draft
-    spec = TrainJobSpec.model_validate(observed.job["spec"])
-    _adopt(observed, spec, settings, draft)
+    spec = kind.parse(observed.job)
+    _adopt(kind, observed, spec, settings, draft)
     _delete_ended(observed, now, plan)
     if draft.finished():
-        return _expire(spec, now, plan)
+        return expire(spec, now, plan)
     if draft.current_attempt() is not None:
-        _follow(observed, spec, settings, now, plan)
+        _follow(kind, observed, spec, now, plan)
     if draft.finished() or draft.current_attempt() is not None:
         return None
-    if _past_deadline(spec, draft, now, plan):
-        return plan.fail(c.DEADLINE_EXCEEDED, _deadline_message(spec))
+    if past_deadline(spec, draft, now, plan):
+        return plan.fail(c.DEADLINE_EXCEEDED, deadline_message(kind, spec))
     if spec.suspend:
         return _suspended(observed, draft)
     draft.set(c.SUSPENDED, "False", c.NOT_SUSPENDED, "spec.suspend is false")
-    runnable = plan_run(observed, spec, settings, plan)
-    if runnable is None or not _may_start(observed, runnable, now, plan):
+    runnable = kind.plan(observed, spec, settings, plan)
+    if runnable is None or not _may_start(kind, observed, runnable, now, plan):
         return None
-    return _start(observed, runnable, settings, plan)
+    return _start(kind, observed, runnable, settings, plan)
 
 
 # --- the rungs ----------------------------------------------------------------------------------------------------
 
 
-def _adopt(observed: Observed, spec: TrainJobSpec, settings: Settings, draft: StatusDraft) -> None:
+def _adopt(
+    kind: RunKind[Any], observed: Observed, spec: RunSpecification, settings: Settings, draft: StatusDraft
+) -> None:
     """A RayJob without a record: it was created, and the status that says so was not written."""
     for ray_job in sorted(observed.ray_jobs, key=_number):
         number, metadata = _number(ray_job), ray_job["metadata"]
         if number > draft.last_number():
             draft.set(c.SUSPENDED, "False", c.NOT_SUSPENDED, "spec.suspend is false")
-            say_planned(spec, replan_after_out_of_memory(spec, draft.records()) or spec, settings, draft)
-            _begin(observed.job, number, metadata["creationTimestamp"], metadata["name"], settings, draft)
+            kind.say_planned(spec, settings, draft)
+            _begin(kind, observed.job, number, metadata["creationTimestamp"], metadata["name"], settings, draft)
 
 
-def _begin(job: dict[str, Any], number: int, start: str, ray_job: str, settings: Settings, draft: StatusDraft) -> None:
+def _begin(
+    kind: RunKind[Any],
+    job: dict[str, Any],
+    number: int,
+    start: str,
+    ray_job: str,
+    settings: Settings,
+    draft: StatusDraft,
+) -> None:
     """The attempt has its RayJob."""
-    draft.put("storage", storage_prefix(settings.config.storage.uri, job["metadata"]))
+    draft.put("storage", storage_prefix(kind, settings.config.storage.uri, job["metadata"]))
     draft.begin_attempt(number, start, ray_job)
     draft.set(c.RUNNING, "False", *at_creation(job, number))
 
@@ -112,7 +124,8 @@ def _delete_ended(observed: Observed, now: datetime, plan: Plan) -> None:
             continue
         if number == plan.draft.last_number() and _keeps_last(ray_job, now, plan):
             continue
-        plan.delete += [kuberay.token_secret(observed.job, number, token=""), ray_job]
+        child = ray_job["metadata"]["name"]
+        plan.delete += [kuberay.token_secret(observed.job, child, number, token=""), ray_job]
 
 
 def _keeps_last(ray_job: dict[str, Any], now: datetime, plan: Plan) -> bool:
@@ -131,7 +144,8 @@ def _keeps_last(ray_job: dict[str, Any], now: datetime, plan: Plan) -> bool:
     return now < due
 
 
-def _expire(spec: TrainJobSpec, now: datetime, plan: Plan) -> None:
+def expire(spec: RunSpecification, now: datetime, plan: Plan) -> None:
+    """Delete a job that has finished when its time has come."""
     completion = plan.draft.value("completionTime")
     if spec.ttl_seconds_after_finished is None or completion is None:
         return
@@ -142,7 +156,7 @@ def _expire(spec: TrainJobSpec, now: datetime, plan: Plan) -> None:
         plan.requeue((due - now).total_seconds())
 
 
-def _follow(observed: Observed, spec: TrainJobSpec, settings: Settings, now: datetime, plan: Plan) -> None:
+def _follow(kind: RunKind[Any], observed: Observed, spec: RunSpecification, now: datetime, plan: Plan) -> None:
     """An attempt is alive: fold in what it says, and end it when it ended or must end."""
     draft = plan.draft
     number = draft.current_attempt()
@@ -150,12 +164,12 @@ def _follow(observed: Observed, spec: TrainJobSpec, settings: Settings, now: dat
     report = observed.report if observed.report_attempt == number else None
     ray_job = next((r for r in observed.ray_jobs if _number(r) == number), None)
     if report is not None:
-        draft.fold_report(report)
-    end = end_of_attempt(ray_job, report)
+        _fold(kind, report, draft)
+    end = end_of_attempt(ray_job, report, kind.result_of)
     if end is None or end.outcome == "Infrastructure":  # pods know better why a run was cut short
         end = end_by_pods(observed.pods, now) or end
-    if end is None and _past_deadline(spec, draft, now, plan):
-        end = End("DeadlineExceeded", c.DEADLINE_EXCEEDED, _deadline_message(spec))
+    if end is None and past_deadline(spec, draft, now, plan):
+        end = End("DeadlineExceeded", c.DEADLINE_EXCEEDED, deadline_message(kind, spec))
     if end is None and spec.suspend:
         end = End("Suspended", c.SUSPENDED_BY_USER, "stopped because spec.suspend is true")
     lost = None
@@ -168,8 +182,9 @@ def _follow(observed: Observed, spec: TrainJobSpec, settings: Settings, now: dat
         end = End("Infrastructure", c.HEAD_LOST, lost)
     if end is not None:
         if ray_job is None or ray_job["metadata"].get("deletionTimestamp"):  # nothing will lead to its Secret any more
-            plan.delete.append(kuberay.token_secret(observed.job, number, token=""))
-        return _record_end(draft, number, end, spec, now, plan)
+            child = kind.child_name(observed.job["metadata"]["name"], number)
+            plan.delete.append(kuberay.token_secret(observed.job, child, number, token=""))
+        return _record_end(kind, draft, number, end, spec, now, plan)
     assert ray_job is not None
     patience = seconds_of_patience(observed.pods, now)
     if patience is not None:
@@ -178,6 +193,12 @@ def _follow(observed: Observed, spec: TrainJobSpec, settings: Settings, now: dat
         return _tell(c.HEAD_LOST, f"{lost}; waiting for the run's own last word", number, plan)
     missing = observed.ray_operator_missing
     return _tell(*describe(ray_job, report, observed.pods, ray_operator_missing=missing), number, plan)
+
+
+def _fold(kind: RunKind[Any], report: Report, draft: StatusDraft) -> None:
+    kind.fold(report, draft)
+    if report.resumed_from_step is not None:
+        draft.records()[-1]["resumedFromStep"] = report.resumed_from_step
 
 
 def _tell(reason: str, message: str, number: int, plan: Plan) -> None:
@@ -212,11 +233,20 @@ def _quota_withdrawn(ray_job: dict[str, Any], draft: StatusDraft) -> End | None:
     return None
 
 
-def _record_end(draft: StatusDraft, number: int, end: End, spec: TrainJobSpec, now: datetime, plan: Plan) -> None:
-    draft.end_attempt(number, end.outcome, end.message, spec)
+def _record_end(
+    kind: RunKind[Any],
+    draft: StatusDraft,
+    number: int,
+    end: End,
+    spec: RunSpecification,
+    now: datetime,
+    plan: Plan,
+) -> None:
+    draft.end_attempt(number, end.outcome, end.message, spec.workers)
     if end.outcome == "Succeeded":
-        assert end.model is not None
-        draft.succeed(end.model, end.reason, end.message)
+        assert end.result is not None
+        kind.succeed(end.result, draft)
+        draft.succeed(end.reason, end.message)
         plan.note("Normal", c.SUCCEEDED, f"attempt {number}: {end.message}")
         return None
     if end.outcome in ("UserError", "DeadlineExceeded"):
@@ -245,7 +275,7 @@ def _suspended(observed: Observed, draft: StatusDraft) -> None:
     draft.set(c.RUNNING, "False", c.SUSPENDED_BY_USER, "spec.suspend is true")
 
 
-def _may_start(observed: Observed, spec: TrainJobSpec, now: datetime, plan: Plan) -> bool:
+def _may_start(kind: RunKind[Any], observed: Observed, spec: RunSpecification, now: datetime, plan: Plan) -> bool:
     draft = plan.draft
     if observed.ray_operator_missing:
         message = "the RayJob kind (ray.io/v1) is not served: install KubeRay; the job starts by itself then"
@@ -271,8 +301,8 @@ def _may_start(observed: Observed, spec: TrainJobSpec, now: datetime, plan: Plan
         return False
     if observed.foreign_ray_job is not None:
         name = observed.foreign_ray_job["metadata"]["name"]
-        if _of_a_predecessor(observed.job, observed.foreign_ray_job):
-            message = f"waiting until RayJob {name} of a deleted TrainJob of the same name has stopped"
+        if of_a_predecessor(observed.job, observed.foreign_ray_job):
+            message = f"waiting until RayJob {name} of a deleted {kind.resource.kind} of the same name has stopped"
             draft.set(c.RUNNING, "False", c.WAITING_FOR_RESOURCES, message)
             return False
         plan.fail(c.NAME_TAKEN, f"a RayJob {name} that does not belong to this job exists: delete or rename one")
@@ -289,32 +319,24 @@ def _wait_for(reason: str, message: str, plan: Plan) -> Literal[False]:
     return False
 
 
-def _of_a_predecessor(job: dict[str, Any], ray_job: dict[str, Any]) -> bool:
-    """Whether it belongs to a TrainJob of our name that is gone, and so goes as well: its finalizer takes a while."""
-    owners = ray_job["metadata"].get("ownerReferences", [])
-    return any(o.get("kind") == "TrainJob" and o.get("name") == job["metadata"]["name"] for o in owners)
+def of_a_predecessor(job: dict[str, Any], child: dict[str, Any]) -> bool:
+    """Whether it belongs to a job of our kind and name that is gone, and so goes as well once its finalizer is done."""
+    owners = child["metadata"].get("ownerReferences", [])
+    return any(o.get("kind") == job["kind"] and o.get("name") == job["metadata"]["name"] for o in owners)
 
 
-def _start(observed: Observed, spec: TrainJobSpec, settings: Settings, plan: Plan) -> None:
+def _start(kind: RunKind[Any], observed: Observed, spec: RunSpecification, settings: Settings, plan: Plan) -> None:
     job, draft = observed.job, plan.draft
     number = draft.last_number() + 1
     metadata = job["metadata"]
-    storage = storage_prefix(settings.config.storage.uri, metadata)
     reports = settings.config.reports
-    run = RunSpec(
+    place = RunPlace(
         namespace=metadata["namespace"],
         name=metadata["name"],
         uid=metadata["uid"],
         attempt=number,
-        storage=storage,
-        cache=f"{settings.config.storage.uri.rstrip('/')}/{metadata['namespace']}/cache",
-        model=spec.model,
-        tokenizer=spec.tokenizer,
-        data=spec.data,
-        training=spec.training,
-        strategy=spec.strategy,
-        workers=spec.workers,
-        checkpoint=spec.checkpoint,
+        storage=storage_prefix(kind, settings.config.storage.uri, metadata),
+        shared=f"{settings.config.storage.uri.rstrip('/')}/{metadata['namespace']}",
         report=ReportTarget(
             url=reports.url,
             token_file=kuberay.TOKEN_FILE,
@@ -323,24 +345,27 @@ def _start(observed: Observed, spec: TrainJobSpec, settings: Settings, plan: Pla
         ),
     )
     token = report_token(settings.report_key, metadata["uid"], number)
-    ray_job = kuberay.ray_job(job, run, settings.config.ray)
+    name = kind.child_name(metadata["name"], number)
+    ray_job = kuberay.ray_job(job, name, kind.entrypoint, kind.run(spec, place), spec.workers, settings.config.ray)
     policy = settings.config.network_policy
     # The walls stand before anything runs between them.
-    plan.apply += [network_policy(job, policy)] if policy else []
-    plan.apply += [kuberay.token_secret(job, number, token, settings.report_ca), ray_job]
-    _begin(job, number, draft.now, ray_job["metadata"]["name"], settings, draft)
-    plan.note("Normal", "AttemptCreated", f"created RayJob {ray_job['metadata']['name']}")
+    plan.apply += [network_policy(job, kind.child_name(metadata["name"], 0), policy)] if policy else []
+    plan.apply += [kuberay.token_secret(job, name, number, token, settings.report_ca), ray_job]
+    _begin(kind, job, number, draft.now, name, settings, draft)
+    plan.note("Normal", "AttemptCreated", f"created RayJob {name}")
 
 
-def storage_prefix(root: str, metadata: dict[str, Any]) -> str:
+def storage_prefix(kind: RunKind[Any], root: str, metadata: dict[str, Any]) -> str:
     """Where a job keeps what it makes: the UID keeps a deleted and re-created job of the same name apart."""
-    return f"{root.rstrip('/')}/{metadata['namespace']}/trainjob/{metadata['name']}/{metadata['uid']}"
+    folder = kind.resource.kind.lower()
+    return f"{root.rstrip('/')}/{metadata['namespace']}/{folder}/{metadata['name']}/{metadata['uid']}"
 
 
 # --- shared -------------------------------------------------------------------------------------------------------
 
 
-def _past_deadline(spec: TrainJobSpec, draft: StatusDraft, now: datetime, plan: Plan) -> bool:
+def past_deadline(spec: RunSpecification, draft: StatusDraft, now: datetime, plan: Plan) -> bool:
+    """Whether the job has taken too long since its first start."""
     started = draft.value("startTime")
     if spec.active_deadline_seconds is None or started is None:
         return False
@@ -350,10 +375,10 @@ def _past_deadline(spec: TrainJobSpec, draft: StatusDraft, now: datetime, plan: 
     return now >= due
 
 
-def _deadline_message(spec: TrainJobSpec) -> str:
+def deadline_message(kind: RunKind[Any], spec: RunSpecification) -> str:
+    """What is said of it."""
     return (
-        f"not finished {spec.active_deadline_seconds} s after the first start (spec.activeDeadlineSeconds); "
-        "the last checkpoint is kept"
+        f"not finished {spec.active_deadline_seconds} s after the first start (spec.activeDeadlineSeconds); {kind.kept}"
     )
 
 

@@ -13,16 +13,16 @@ from datetime import datetime, timedelta
 from typing import Any
 
 from slipway_api import conditions as c
-from slipway_operator.controllers.trainjob.attempts import End, parse_time
+from slipway_operator.controllers.runs.attempts import End, parse_time
 from slipway_operator.kube.resource import Json
-from slipway_operator.kuberay import LABEL_ATTEMPT, LABEL_CLUSTER, LABEL_NODE_TYPE, LABEL_TRAINJOB
+from slipway_operator.kuberay import LABEL_ATTEMPT, LABEL_CLUSTER, LABEL_NODE_TYPE, OWNER_LABELS
 
 PATIENCE = timedelta(minutes=10)
 """So long may an image not be pulled or a container not start before the attempt ends and gives its GPUs back.
 Long enough for a registry's outage or a Secret that arrives late, short against what idle GPUs cost."""
 
 _MAX_TEXT = 300  # of what a pod's status says in words; a termination message may have 4 KiB
-_LABELS = (LABEL_TRAINJOB, LABEL_ATTEMPT, LABEL_CLUSTER, LABEL_NODE_TYPE)
+_LABELS = (*OWNER_LABELS.values(), LABEL_ATTEMPT, LABEL_CLUSTER, LABEL_NODE_TYPE)
 _CONDITIONS = ("PodScheduled", "DisruptionTarget")
 
 _IMAGE = frozenset(
@@ -34,7 +34,7 @@ _STARTING = frozenset({"ContainerCreating", "PodInitializing"})
 
 
 def project(pod: Json) -> Json:
-    """What is read of a pod, a tenth of it: identity, four labels, two conditions, the containers' states."""
+    """What is read of a pod, a tenth of it: identity, some labels, two conditions, the containers' states."""
     metadata, status = pod.get("metadata", {}), pod.get("status") or {}
     kept = {name: metadata[name] for name in ("name", "namespace", "uid", "resourceVersion") if name in metadata}
     for name in ("creationTimestamp", "deletionTimestamp"):

@@ -9,7 +9,7 @@ from typing import Any
 
 from slipway_api import conditions as c
 from slipway_api.run import Report
-from slipway_operator.controllers.trainjob.pods import why_waiting
+from slipway_operator.controllers.runs.pods import why_waiting
 from slipway_operator.kuberay import LABEL_QUEUE
 
 # What a run says of itself -> reason and message of Running.
@@ -18,9 +18,11 @@ _STAGES = {
     "PreparingData": (c.PREPARING_DATA, "documents are read, tokenized and packed"),
     "Training": (c.TRAINING, "training"),
     "SavingModel": (c.SAVING_MODEL, "the trained model is being written"),
-    "Ended": (c.SAVING_MODEL, "the run is ending"),
+    "Evaluating": (c.EVALUATING, "examples are scored"),
+    "SavingResults": (c.SAVING_RESULTS, "scores and the report are being written"),
+    "Ended": (c.ENDING, "the run is ending"),
 }
-REALLY_RUNNING = frozenset({c.STARTING, c.PREPARING_DATA, c.TRAINING, c.SAVING_MODEL})
+REALLY_RUNNING = frozenset(reason for reason, _ in _STAGES.values())
 
 
 def at_creation(job: dict[str, Any], number: int) -> tuple[str, str]:

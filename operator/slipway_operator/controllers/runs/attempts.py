@@ -7,12 +7,13 @@ infrastructure failure. Logs are never read.
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any
 
-from slipway_api.run import ExitCode, Outcome, Report
-from slipway_api.trainjob import Retry, TrainJobSpec
+from slipway_api.run import ExitCode, Outcome, Report, RunEnd
+from slipway_api.trainjob import Retry
 
 # Ray's JobInfo.message for an entrypoint that ended by itself; KubeRay copies it into the RayJob's status.message.
 _EXIT_CODE = re.compile(r"^Job entrypoint command failed with exit code (-?\d+)\b")
@@ -27,17 +28,19 @@ class End:
     outcome: str  # AttemptRecord.outcome
     reason: str  # CamelCase
     message: str
-    model: dict[str, Any] | None = None
+    result: dict[str, Any] | None = None  # of one that succeeded
 
 
-def end_of_attempt(ray_job: dict[str, Any] | None, report: Report | None) -> End | None:
+def end_of_attempt(
+    ray_job: dict[str, Any] | None, report: Report | None, result_of: Callable[[RunEnd], dict[str, Any] | None]
+) -> End | None:
     """How the current attempt ended, or None while it goes on. `ray_job` None: it was there and is gone."""
     if report is not None and report.end is not None:
         end = report.end
-        model = end.model.to_wire() if end.model else None
-        if end.outcome is Outcome.SUCCEEDED and model is None:
-            return End("Infrastructure", "NoModel", "the run reported success without a model")
-        return End(end.outcome.value, end.reason, end.message, model)
+        result = result_of(end)
+        if end.outcome is Outcome.SUCCEEDED and result is None:
+            return End("Infrastructure", "NoResult", "the run reported success without its result")
+        return End(end.outcome.value, end.reason, end.message, result)
     if ray_job is None:
         return End("Infrastructure", "RayJobGone", "the attempt's RayJob was deleted by someone else while it ran")
     if ray_job["metadata"].get("deletionTimestamp"):
@@ -63,6 +66,11 @@ def _end_from_ray_job(status: dict[str, Any]) -> End | None:
     return None
 
 
+def out_of_memory_ends(records: list[dict[str, Any]]) -> int:
+    """Attempts that ended for want of memory: what the next one does with less of is the kind's to say."""
+    return sum(1 for record in records if record.get("outcome") == "OutOfMemory")
+
+
 def counted_failures(records: list[dict[str, Any]]) -> int:
     """Ended attempts that count against spec.retry.limit."""
     return sum(1 for record in records if record.get("outcome") in COUNTED)
@@ -73,27 +81,6 @@ def backoff(retry: Retry, failures: int) -> timedelta:
     if failures <= 0:
         return timedelta(0)
     return min(timedelta(seconds=retry.backoff_seconds << min(failures - 1, 16)), _MAX_BACKOFF)
-
-
-def replan_after_out_of_memory(spec: TrainJobSpec, records: list[dict[str, Any]]) -> TrainJobSpec | None:
-    """The spec with a smaller memory need for each out-of-memory end so far; None when nothing is left to shrink.
-
-    Halves the micro-batch (accumulation grows, so the result stays the same), then recomputes activations.
-    """
-    training = spec.training
-    for _ in range(sum(1 for record in records if record.get("outcome") == "OutOfMemory")):
-        smaller = _next_smaller_micro_batch(training.global_batch_size, training.micro_batch_size, spec.workers.count)
-        if smaller is not None:
-            training = training.model_copy(update={"micro_batch_size": smaller})
-        elif not training.activation_checkpointing:
-            training = training.model_copy(update={"activation_checkpointing": True})
-        else:
-            return None
-    return spec.model_copy(update={"training": training})
-
-
-def _next_smaller_micro_batch(global_batch: int, micro_batch: int, workers: int) -> int | None:
-    return next((m for m in range(micro_batch // 2, 0, -1) if global_batch % (m * workers) == 0), None)
 
 
 def parse_time(text: str) -> datetime:

@@ -1,4 +1,4 @@
-"""The draft of a TrainJob's status: starts from what is stored, changed by the decision, written once. Pure."""
+"""The draft of a run's status: starts from what is stored, changed by the decision, written once. Pure."""
 
 from __future__ import annotations
 
@@ -7,9 +7,8 @@ from datetime import datetime
 from typing import Any
 
 from slipway_api import conditions as c
-from slipway_api.run import Report
-from slipway_api.trainjob import TrainJobSpec
-from slipway_operator.controllers.trainjob.attempts import format_time, parse_time
+from slipway_api.trainjob import Workers
+from slipway_operator.controllers.runs.attempts import format_time, parse_time
 
 MAX_RECORDS = 20
 _MAX_MESSAGE = 4096
@@ -105,7 +104,7 @@ class StatusDraft:
         """The attempt has left its queue: from here on it uses something."""
         next(r for r in self.records() if r["number"] == number)["startTime"] = self.now
 
-    def end_attempt(self, number: int, outcome: str, message: str, spec: TrainJobSpec) -> None:
+    def end_attempt(self, number: int, outcome: str, message: str, workers: Workers) -> None:
         """Close a record and add what the attempt has used: in a queue, nothing."""
         record = next(r for r in self.records() if r["number"] == number)
         if self.reason(c.RUNNING) == c.WAITING_FOR_QUOTA:
@@ -113,38 +112,20 @@ class StatusDraft:
         record.update(outcome=outcome, message=message[:_MAX_MESSAGE], endTime=self.now)
         seconds = max(0, int((parse_time(self.now) - parse_time(record["startTime"])).total_seconds()))
         usage = self._status.get("usage", {})
-        workers = spec.workers.count
         self._status["usage"] = {
-            "workerSeconds": usage.get("workerSeconds", 0) + seconds * workers,
-            "gpuSeconds": usage.get("gpuSeconds", 0) + seconds * workers * spec.workers.resources.gpu,
+            "workerSeconds": usage.get("workerSeconds", 0) + seconds * workers.count,
+            "gpuSeconds": usage.get("gpuSeconds", 0) + seconds * workers.count * workers.resources.gpu,
         }
 
-    def fold_report(self, report: Report) -> None:
-        """Take over what the run says of itself."""
-        if report.plan is not None:
-            self._status["plan"] = report.plan.to_wire()
-        if report.progress is not None:
-            progress = report.progress.to_wire()
-            progress["summary"] = f"{report.progress.step}/{report.progress.steps}"
-            progress["updatedAt"] = report.time
-            self._status["progress"] = progress
-        if report.checkpoint is not None:
-            self._status["checkpoint"] = report.checkpoint.to_wire()
-        if report.skipped_checkpoints:
-            self._status["skippedCheckpoints"] = [s.to_wire() for s in report.skipped_checkpoints][:20]
-        if report.resumed_from_step is not None:
-            self.records()[-1]["resumedFromStep"] = report.resumed_from_step
-
-    def succeed(self, model: dict[str, Any], reason: str, message: str) -> None:
-        """The job has its model."""
-        self._status["model"] = model
+    def succeed(self, reason: str, message: str) -> None:
+        """The job has its result."""
         self._status["completionTime"] = self.now
         self.set(c.SUCCEEDED, "True", reason, message)
         self.set(c.FAILED, "False", c.NOT_FAILED, "the job succeeded")
         self.set(c.RUNNING, "False", c.FINISHED, "the job has finished")
 
     def fail(self, reason: str, message: str) -> None:
-        """The job is over without a model."""
+        """The job is over without a result."""
         self._status["completionTime"] = self.now
         self._status.pop("nextAttemptTime", None)
         self.set(c.FAILED, "True", reason, message)

@@ -13,10 +13,11 @@ from datetime import UTC, datetime
 from typing import Any
 
 from slipway_api import conditions as c
-from slipway_operator.controllers.trainjob.decide import decide
-from slipway_operator.controllers.trainjob.observed import Decision, Observed, Settings
-from slipway_operator.controllers.trainjob.status import StatusDraft
-from slipway_operator.controllers.trainjob.testimony import PodTestimony
+from slipway_operator.controllers.runs.decide import decide
+from slipway_operator.controllers.runs.kind import RunKind
+from slipway_operator.controllers.runs.observed import Decision, Observed, Patch, Settings
+from slipway_operator.controllers.runs.status import StatusDraft
+from slipway_operator.controllers.runs.testimony import PodTestimony
 from slipway_operator.kube.client import Client
 from slipway_operator.kube.discovery import Discovery
 from slipway_operator.kube.errors import AlreadyExists, Conflict, Forbidden, NotFound
@@ -24,6 +25,7 @@ from slipway_operator.kube.events import EventRecorder
 from slipway_operator.kube.expectations import Expectations
 from slipway_operator.kube.outcomes import Done, Outcome, RequeueAfter
 from slipway_operator.kube.resource import (
+    EVALJOBS,
     NETWORKPOLICIES,
     RAYJOBS,
     SECRETS,
@@ -37,18 +39,18 @@ from slipway_operator.kube.resource import (
     version_of,
 )
 from slipway_operator.kube.store import Store
-from slipway_operator.kuberay import LABEL_ATTEMPT, attempt_name
+from slipway_operator.kuberay import LABEL_ATTEMPT
 from slipway_operator.reports import ReportStore
 
 FIELD_MANAGER = "slipway-operator"
 OWNER_INDEX = "owner"
-BASE_MODEL_INDEX = "baseModel"
+REFERENCE_INDEX = "trainJob"
 CLUSTER_INDEX = "rayCluster"
 KUEUE = "kueue.x-k8s.io"
 
-_RESOURCES = {resource.kind: resource for resource in (RAYJOBS, SECRETS, TRAINJOBS, NETWORKPOLICIES)}
+_RESOURCES = {resource.kind: resource for resource in (RAYJOBS, SECRETS, TRAINJOBS, EVALJOBS, NETWORKPOLICIES)}
 _FORBIDDEN_SECONDS = 15.0  # rights are given by people
-_CACHED = (RAYJOBS, TRAINJOBS)  # of what is in no cache, nothing can be waited for
+_CACHED = (RAYJOBS, TRAINJOBS, EVALJOBS)  # of what is in no cache, nothing can be waited for
 
 log = logging.getLogger(__name__)
 
@@ -59,16 +61,16 @@ def by_owner(obj: dict[str, Any]) -> list[str]:
     return [owner["uid"]] if owner else []
 
 
-def by_base_model(job: dict[str, Any]) -> list[str]:
-    """Index of TrainJobs: namespace/name of the TrainJob that spec.model.trainJob names."""
-    reference = job.get("spec", {}).get("model", {}).get("trainJob")
-    return [f"{job['metadata']['namespace']}/{reference['name']}"] if reference else []
+def by_reference(kind: RunKind[Any]) -> Callable[[dict[str, Any]], list[str]]:
+    """Index of jobs: namespace/name of the TrainJobs whose models they need."""
+    return lambda job: [f"{job['metadata']['namespace']}/{name}" for name in kind.references(job)]
 
 
 @dataclass(frozen=True)
 class Caches:
     """What the controller reads."""
 
+    jobs: Store  # of the kind
     train_jobs: Store
     ray_jobs: Store
     ray_jobs_missing: Callable[[], bool]
@@ -76,11 +78,12 @@ class Caches:
     testimony: PodTestimony
 
 
-class TrainJobReconciler:
-    """Brings one TrainJob a step closer to what it says."""
+class RunReconciler:
+    """Brings one job a step closer to what it says."""
 
     def __init__(
         self,
+        kind: RunKind[Any],
         client: Client,
         caches: Caches,
         reports: ReportStore,
@@ -91,6 +94,7 @@ class TrainJobReconciler:
         *,
         clock: Callable[[], datetime] = lambda: datetime.now(UTC),
     ) -> None:
+        self._kind = kind
         self._client = client
         self._caches = caches
         self._reports = reports
@@ -102,15 +106,17 @@ class TrainJobReconciler:
 
     async def reconcile(self, key: Key) -> Outcome:
         """Observe, decide, do."""
-        job = self._caches.train_jobs.get(key)
+        job = self._caches.jobs.get(key)
         if job is None:
             self._expectations.forget(key)
             return Done()
         await self._acknowledge(job)
-        decision = decide(await self._observe(job), self._settings, self._clock())
+        decision = decide(self._kind, await self._observe(job), self._settings, self._clock())
         try:
             for child in decision.apply:
                 await self._apply(key, child)
+            for patch in decision.patch:
+                await self._patch(key, patch)
         except Forbidden as error:
             return await self._tell_forbidden(key, job, error)
         for child in decision.delete:
@@ -130,20 +136,29 @@ class TrainJobReconciler:
             ray_jobs=self._caches.ray_jobs.by_index(OWNER_INDEX, uid),
             report=report,
             report_attempt=attempt,
+            train_jobs=self._referred(job),
+            made_jobs=self._made(job),
             ray_operator_missing=self._caches.ray_jobs_missing(),
         )
         records = (job.get("status") or {}).get("attempts", [])
-        next_name = attempt_name(metadata["name"], (records[-1]["number"] if records else 0) + 1)
+        next_name = self._kind.child_name(metadata["name"], (records[-1]["number"] if records else 0) + 1)
         candidate = self._caches.ray_jobs.get(Key(metadata["namespace"], next_name))
         if candidate is not None and uid not in by_owner(candidate):
             observed = replace(observed, foreign_ray_job=candidate)
-        reference = job["spec"]["model"].get("trainJob")
-        if reference:
-            base = self._caches.train_jobs.get(Key(metadata["namespace"], reference["name"]))
-            observed = replace(observed, base_job=base)
         if job["spec"].get("queue") and not observed.ray_jobs:
             observed = replace(observed, kueue_missing=not await self._discovery.serves(KUEUE))
         return self._with_pods(observed)
+
+    def _referred(self, job: dict[str, Any]) -> dict[str, dict[str, Any]]:
+        namespace = job["metadata"]["namespace"]
+        found = {name: self._caches.train_jobs.get(Key(namespace, name)) for name in self._kind.references(job)}
+        return {name: train_job for name, train_job in found.items() if train_job is not None}
+
+    def _made(self, job: dict[str, Any]) -> list[dict[str, Any]]:
+        namespace = job["metadata"]["namespace"]
+        stores = (self._caches.train_jobs, self._caches.jobs)
+        found = [store.get(Key(namespace, name)) for name in self._kind.makes(job) for store in stores]
+        return [made for made in found if made is not None]
 
     def _with_pods(self, observed: Observed) -> Observed:
         """Adds the pods of the newest RayJob's cluster."""
@@ -177,17 +192,25 @@ class TrainJobReconciler:
         return RequeueAfter(_FORBIDDEN_SECONDS)
 
     async def _apply(self, key: Key, child: dict[str, Any]) -> None:
-        if child["kind"] != "RayJob":  # in no cache: there is nothing to wait for
-            await self._client.apply(_resource(child), child, field_manager=FIELD_MANAGER)
+        resource = _resource(child)
+        if resource not in _CACHED:  # there is nothing to wait for
+            await self._client.apply(resource, child, field_manager=FIELD_MANAGER)
             return
-        # A RayJob is created and never written again: once it exists, Kueue drives its `suspend` and its pod templates,
+        # A RayJob is created and never applied again: once it exists, Kueue drives its `suspend` and its pod templates,
         # and an apply after a lost answer would take them back. One that exists already is adopted when the cache
-        # shows it.
+        # shows it. The same holds for jobs, whose names users may have taken.
         try:
-            written = await self._client.create(RAYJOBS, child)
+            written = await self._client.create(resource, child)
         except AlreadyExists as error:
             raise Conflict(error.status, error.reason, error.message) from error
-        self._expectations.wrote(key, RAYJOBS, written)
+        self._expectations.wrote(key, resource, written)
+
+    async def _patch(self, key: Key, patch: Patch) -> None:
+        resource = _resource(patch.obj)
+        namespace, name = key_of(patch.obj)
+        version = version_of(patch.obj)
+        written = await self._client.merge_patch(resource, namespace, name, patch.body, resource_version=version)
+        self._expectations.wrote(key, resource, written)
 
     async def _delete(self, key: Key, obj: dict[str, Any]) -> None:
         resource = _resource(obj)
@@ -213,8 +236,8 @@ class TrainJobReconciler:
             },
             "status": decision.status,
         }
-        written = await self._client.apply_status(TRAINJOBS, body, field_manager=FIELD_MANAGER)
-        self._expectations.wrote(key, TRAINJOBS, written)
+        written = await self._client.apply_status(self._kind.resource, body, field_manager=FIELD_MANAGER)
+        self._expectations.wrote(key, self._kind.resource, written)
         if decision.ended_attempt is not None:
             await self._reports.mark_ended(metadata["uid"], decision.ended_attempt)
 

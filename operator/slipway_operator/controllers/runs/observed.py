@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from slipway_api.run import Report
 from slipway_operator.config import OperatorConfig
-from slipway_operator.controllers.trainjob.status import StatusDraft
+from slipway_operator.controllers.runs.status import StatusDraft
 
 
 @dataclass(frozen=True)
@@ -28,7 +28,8 @@ class Observed:
     ray_jobs: Sequence[dict[str, Any]]  # controlled by this job's UID
     report: Report | None = None  # of the attempt `report_attempt`
     report_attempt: int = 0
-    base_job: dict[str, Any] | None = None  # the TrainJob that spec.model.trainJob names
+    train_jobs: Mapping[str, dict[str, Any]] = field(default_factory=dict)  # by name: those that it refers to
+    made_jobs: Sequence[dict[str, Any]] = ()  # TrainJobs and EvalJobs that bear the names of those that it makes
     ray_operator_missing: bool = False
     foreign_ray_job: dict[str, Any] | None = None  # bears our next name, but is not ours
     pods: Sequence[dict[str, Any]] = ()  # of the newest RayJob's cluster, projected; none where no pods are served
@@ -46,11 +47,20 @@ class EventNote:
 
 
 @dataclass(frozen=True)
+class Patch:
+    """A change of some fields of an object that exists, as a JSON merge patch of what was observed."""
+
+    obj: dict[str, Any]
+    body: dict[str, Any]
+
+
+@dataclass(frozen=True)
 class Decision:
-    """What is to be done. Order: apply, delete, one status write, events, requeue."""
+    """What is to be done. Order: apply, patch, delete, one status write, events, requeue."""
 
     status: dict[str, Any]
     apply: Sequence[dict[str, Any]] = ()
+    patch: Sequence[Patch] = ()
     delete: Sequence[dict[str, Any]] = ()
     delete_job: bool = False
     events: Sequence[EventNote] = ()
@@ -64,6 +74,7 @@ class Plan:
 
     draft: StatusDraft
     apply: list[dict[str, Any]] = field(default_factory=list)
+    patch: list[Patch] = field(default_factory=list)
     delete: list[dict[str, Any]] = field(default_factory=list)
     events: list[EventNote] = field(default_factory=list)
     requeue_after: float | None = None
@@ -74,7 +85,7 @@ class Plan:
         self.events.append(EventNote(type_, reason, message))
 
     def fail(self, reason: str, message: str) -> None:
-        """The job is over without a model."""
+        """The job is over without a result."""
         self.draft.fail(reason, message)
         self.note("Warning", reason, message)
 
