@@ -2,27 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from datetime import datetime
 from typing import Any
 
-from slipway_cli import jobs
-from slipway_cli.durations import ago, parse_time, short_duration
+from slipway_cli import describe_evaljob, jobs
+from slipway_cli.durations import ago, short_duration
 from slipway_cli.output import to_yaml, without_managed_fields
+from slipway_cli.sections import Pairs, attempts, conditions, count, flat, pairs, section, usage
 from slipway_cli.tables import cell_text, render
 from slipway_cli.terminal import printable
 
 Json = dict[str, Any]
-Pairs = Iterable[tuple[str, Any]]
-
-_LABEL_WIDTH = 18
 
 
 def describe(obj: Json, events: Sequence[Json], now: datetime) -> str:
     """Everything worth knowing about an object, ending in a newline. `now` is the time to count ages from."""
-    sections = [_pairs(_identity(obj, now))]
-    if jobs.is_train_job(obj):
+    sections = [pairs(_identity(obj, now))]
+    if jobs.is_ours(obj, "TrainJob"):
         sections += _train_job(obj, now)
+    elif jobs.is_ours(obj, "EvalJob"):
+        sections += describe_evaljob.sections(obj, now)
     else:
         sections += _anything(obj)
     sections.append(_events(events, now))
@@ -34,7 +34,7 @@ def _identity(obj: Json, now: datetime) -> Pairs:
     yield "Name", metadata.get("name")
     yield "Namespace", metadata.get("namespace")
     yield "Kind", f"{obj.get('kind')} ({obj.get('apiVersion')})"
-    yield "Labels", _flat(metadata.get("labels"))
+    yield "Labels", flat(metadata.get("labels"))
     created = metadata.get("creationTimestamp")
     yield "Created", f"{created} ({ago(created, now)} ago)" if created else None
     deleted = metadata.get("deletionTimestamp")
@@ -51,15 +51,15 @@ def _identity(obj: Json, now: datetime) -> Pairs:
 def _train_job(obj: Json, now: datetime) -> list[str]:
     spec, status = obj.get("spec") or {}, jobs.status_of(obj)
     return [
-        _pairs([("State", jobs.stage(obj)), ("Now", jobs.why(obj))]),
-        _section("Spec", _pairs(_spec(spec), indent=2)),
-        _section("Conditions", _conditions(jobs.conditions_of(obj), now)),
-        _section("Plan", _pairs(_plan(status.get("plan") or {}), indent=2)),
-        _section("Progress", _pairs(_progress(status.get("progress") or {}, now), indent=2)),
-        _section("Checkpoint", _pairs(_checkpoint(status, now), indent=2)),
-        _section("Attempts", _attempts(jobs.attempt_records(obj), spec, now)),
-        _section("Model", _pairs(_model(status.get("model") or {}), indent=2)),
-        _section("Used", _pairs(_usage(status), indent=2)),
+        pairs([("State", jobs.stage(obj)), ("Now", jobs.why(obj))]),
+        section("Spec", pairs(_spec(spec), indent=2)),
+        section("Conditions", conditions(jobs.conditions_of(obj), now)),
+        section("Plan", pairs(_plan(status.get("plan") or {}), indent=2)),
+        section("Progress", pairs(_progress(status.get("progress") or {}, now), indent=2)),
+        section("Checkpoint", pairs(_checkpoint(status, now), indent=2)),
+        section("Attempts", attempts(jobs.attempt_records(obj), spec, now)),
+        section("Model", pairs(_model(status.get("model") or {}), indent=2)),
+        section("Used", pairs(usage(status), indent=2)),
     ]
 
 
@@ -69,11 +69,12 @@ def _spec(spec: Json) -> Pairs:
     data = spec.get("data") or {}
     for label, field in (("Data", "sources"), ("Held out", "evalSources")):
         yield label, "; ".join(_source(source) for source in data.get(field) or []) or None
+    yield "Split", flat(data["split"]) if data.get("split") else None
     yield "Sequences", f"{data['sequenceLength']} tokens" if "sequenceLength" in data else None
     training = spec.get("training") or {}
     yield "Training", _training(training)
     optimizer = training.get("optimizer") or {}
-    yield "Optimizer", _flat(optimizer)
+    yield "Optimizer", flat(optimizer)
     yield "Strategy", _strategy(spec.get("strategy") or {})
     workers = spec.get("workers") or {}
     resources = workers.get("resources") or {}
@@ -132,7 +133,7 @@ def _training(training: Json) -> str | None:
 
 def _strategy(strategy: Json) -> str:
     name = next((key for key in ("ddp", "fsdp", "deepspeed") if key in strategy), "fsdp")
-    options = _flat(strategy.get(name))
+    options = flat(strategy.get(name))
     return f"{name} ({options})" if options else name
 
 
@@ -141,12 +142,12 @@ def _plan(plan: Json) -> Pairs:
         return
     yield "Strategy", plan.get("strategy")
     yield "Ranks", f"{plan.get('worldSize')} on {plan.get('device')}, {plan.get('backend')}"
-    yield "Parameters", f"{_count(plan.get('parameters'))}, at most {_count(plan.get('parametersPerRank'))} per rank"
+    yield "Parameters", f"{count(plan.get('parameters'))}, at most {count(plan.get('parametersPerRank'))} per rank"
     yield (
         "Batch",
         f"{plan.get('microBatchSize')} sequences x {plan.get('accumulationSteps')} accumulation steps per rank",
     )
-    yield "Data", f"{_count(plan.get('trainTokens'))} tokens to train on, {_count(plan.get('evalTokens'))} held out"
+    yield "Data", f"{count(plan.get('trainTokens'))} tokens to train on, {count(plan.get('evalTokens'))} held out"
     yield "Data digest", plan.get("dataDigest")
 
 
@@ -158,7 +159,7 @@ def _progress(progress: Json, now: datetime) -> Pairs:
     yield "Held-out loss", progress.get("evalLoss")
     yield "Learning rate", progress.get("learningRate")
     speed, eta = progress.get("tokensPerSecond"), progress.get("etaSeconds")
-    yield "Speed", f"{_count(speed)} tokens/s" if speed is not None else None
+    yield "Speed", f"{count(speed)} tokens/s" if speed is not None else None
     yield "Time left", short_duration(eta) if eta else None
     yield "Reported", f"{ago(progress['updatedAt'], now)} ago" if progress.get("updatedAt") else None
 
@@ -173,42 +174,15 @@ def _checkpoint(status: Json, now: datetime) -> Pairs:
         yield "Skipped", f"{skipped.get('uri')}: {skipped.get('reason')}"
 
 
-def _attempts(records: Sequence[Json], spec: Json, now: datetime) -> str:
-    rows = []
-    for record in records:
-        start, end = parse_time(str(record.get("startTime"))), parse_time(str(record.get("endTime")))
-        took = short_duration(((end or now) - start).total_seconds()) if start else ""
-        resumed = record.get("resumedFromStep")
-        rows.append(
-            [
-                f"  {record.get('number')}",
-                str(record.get("outcome") or "(alive)"),
-                took,
-                "" if resumed is None else str(resumed),
-                cell_text(record.get("message") or ""),
-            ]
-        )
-    return render(["  NUMBER", "OUTCOME", "TOOK", "FROM STEP", "MESSAGE"], rows) + "\n" if rows else ""
-
-
 def _model(model: Json) -> Pairs:
     if not model:
         return
     yield "Where", model.get("uri")
     yield "Digest", model.get("digest")
-    yield "Parameters", _count(model.get("parameters")) if model.get("parameters") else None
+    yield "Parameters", count(model.get("parameters")) if model.get("parameters") else None
     yield "Held-out loss", model.get("evalLoss")
     before, after = model.get("initialPerplexity"), model.get("perplexity")
     yield "Perplexity", f"{after}, before training {before}" if after and before else after
-
-
-def _usage(status: Json) -> Pairs:
-    usage = status.get("usage") or {}
-    if usage.get("workerSeconds") is not None:
-        yield "Workers", f"{short_duration(usage['workerSeconds'])} of worker time"
-    if usage.get("gpuSeconds"):
-        yield "GPUs", f"{short_duration(usage['gpuSeconds'])} of GPU time"
-    yield "Storage", status.get("storage")
 
 
 # --- any other kind -----------------------------------------------------------------------------------------------
@@ -223,38 +197,13 @@ def _anything(obj: Json) -> list[str]:
         if obj.get("kind") == "Secret" and key in ("data", "stringData"):
             value = {name: f"{len(str(text))} characters" for name, text in (value or {}).items()}  # noqa: PLW2901
         body = to_yaml(value) if isinstance(value, (dict, list)) else f"{value}\n"
-        sections.append(_section(key[:1].upper() + key[1:], "".join(f"  {line}\n" for line in body.splitlines())))
+        sections.append(section(key[:1].upper() + key[1:], "".join(f"  {line}\n" for line in body.splitlines())))
     if plain.get("status"):
-        sections.append(_section("Status", "".join(f"  {line}\n" for line in to_yaml(plain["status"]).splitlines())))
+        sections.append(section("Status", "".join(f"  {line}\n" for line in to_yaml(plain["status"]).splitlines())))
     return sections
 
 
-# --- shared -------------------------------------------------------------------------------------------------------
-
-
-def _section(title: str, body: str) -> str:
-    return f"{title}:\n{body}" if body else ""
-
-
-def _pairs(pairs: Pairs, indent: int = 0) -> str:
-    width = _LABEL_WIDTH - indent
-    return "".join(
-        f"{' ' * indent}{label + ':':<{width}}{value}\n" for label, value in pairs if value is not None and value != ""
-    )
-
-
-def _conditions(conditions: Sequence[Json], now: datetime) -> str:
-    rows = [
-        [
-            f"  {condition.get('type')}",
-            str(condition.get("status")),
-            ago(condition.get("lastTransitionTime"), now),
-            str(condition.get("reason")),
-            cell_text(condition.get("message") or ""),
-        ]
-        for condition in conditions
-    ]
-    return render(["  TYPE", "STATUS", "SINCE", "REASON", "MESSAGE"], rows) + "\n" if rows else ""
+# --- events -------------------------------------------------------------------------------------------------------
 
 
 def event_time(event: Json) -> str:
@@ -275,16 +224,4 @@ def _events(events: Sequence[Json], now: datetime) -> str:
         source = event.get("reportingComponent") or (event.get("source") or {}).get("component") or ""
         message = cell_text(event.get("message") or "")
         rows.append([f"  {event.get('type')}", str(event.get("reason")), age, str(source), message])
-    return _section("Events", render(["  TYPE", "REASON", "AGE", "FROM", "MESSAGE"], rows) + "\n")
-
-
-def _flat(mapping: Json | None) -> str | None:
-    return ", ".join(f"{key}={_scalar(value)}" for key, value in (mapping or {}).items()) or None
-
-
-def _scalar(value: Any) -> str:
-    return str(value).lower() if isinstance(value, bool) else str(value)
-
-
-def _count(value: Any) -> str:
-    return f"{value:,}" if isinstance(value, int) else str(value)
+    return section("Events", render(["  TYPE", "REASON", "AGE", "FROM", "MESSAGE"], rows) + "\n")

@@ -1,4 +1,7 @@
-"""What a TrainJob's status says, for people. Pure; every reader takes the raw object and survives a missing field."""
+"""What the status of a TrainJob or an EvalJob says, for people.
+
+Pure; every reader takes the raw object and survives a missing field.
+"""
 
 from __future__ import annotations
 
@@ -26,13 +29,28 @@ def name_of(obj: Json) -> str:
     return str((obj.get("metadata") or {}).get("name") or "")
 
 
-def is_train_job(obj: Json) -> bool:
-    """Whether this object is a TrainJob of ours, of any version."""
-    return obj.get("kind") == "TrainJob" and str(obj.get("apiVersion", "")).startswith("slipway.dev/")
+SHORT = {"TrainJob": "tj", "EvalJob": "ej", "Deployment": "sdeploy"}
+"""Our kinds, and how people type them."""
+
+
+def is_ours(obj: Json, kind: str) -> bool:
+    """Whether this object is one of our kinds, of any version."""
+    return obj.get("kind") == kind and str(obj.get("apiVersion", "")).startswith("slipway.dev/")
+
+
+def is_run(obj: Json) -> bool:
+    """Whether this object is carried out as a run: a TrainJob or an EvalJob."""
+    return is_ours(obj, "TrainJob") or is_ours(obj, "EvalJob")
+
+
+def label_of(obj: Json) -> str:
+    """The object as people type it: tj/NAME."""
+    kind = str(obj.get("kind"))
+    return f"{SHORT.get(kind, kind.lower())}/{name_of(obj)}"
 
 
 def finished(obj: Json) -> bool:
-    """Whether a TrainJob has reached its end; nothing changes any more then."""
+    """Whether a run has reached its end."""
     conditions = conditions_of(obj)
     return c.is_true(conditions, c.SUCCEEDED) or c.is_true(conditions, c.FAILED)
 

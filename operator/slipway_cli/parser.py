@@ -125,7 +125,7 @@ def _patch(parser: argparse.ArgumentParser) -> None:
 
 
 def _logs(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("what", nargs="+", metavar="tj/NAME", help="the TrainJob")
+    parser.add_argument("what", nargs="+", metavar="TYPE/NAME", help="the TrainJob or EvalJob: tj/NAME, ej/NAME")
     parser.add_argument("-f", "--follow", action="store_true", help="go on until the job has finished")
     parser.add_argument("--attempt", type=_positive, metavar="N", help="this attempt (default: the newest)")
     parser.add_argument("--tail", type=_count, metavar="N", help="only the last N lines of what is there")
@@ -141,6 +141,25 @@ def _generate(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--top-p", type=float, default=1.0, metavar="P", help="the likeliest tokens up to P (1.0)")
     parser.add_argument("--seed", type=_count, default=0, metavar="N", help="the same seed gives the same text (0)")
     parser.add_argument("--greedy", action="store_true", help="always the likeliest token")
+
+
+def _report(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("what", nargs="+", metavar="ej/NAME", help="the EvalJob")
+    parser.add_argument("--no-open", action="store_true", help="only print where it is")
+
+
+def _chat(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("what", nargs="+", metavar="sdeploy/NAME", help="the Deployment to talk to")
+    parser.add_argument("-m", "--message", metavar="TEXT", help="one message and its answer, instead of a conversation")
+    parser.add_argument("--system", metavar="TEXT", help="what the model is told before everything else")
+    parser.add_argument("--max-tokens", type=_positive, metavar="N", help="tokens of an answer (the Deployment's own)")
+    parser.add_argument("--temperature", type=float, metavar="T", help="0: always the likeliest token")
+    parser.add_argument("--seed", type=_count, metavar="N", help="the same seed gives the same answer")
+    parser.add_argument("--url", metavar="URL", help="base URL, where the Deployment's own cannot be reached from here")
+
+
+def _rollout(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("what", nargs="+", metavar="sdeploy/NAME", help="the Deployment")
 
 
 def _validate(parser: argparse.ArgumentParser) -> None:
@@ -168,6 +187,10 @@ COMMANDS: tuple[Command, ...] = (
     Command("wait", "Runs", "wait, with a progress bar", _wait, "wait tj/NAME --for=condition=Succeeded"),
     Command("logs", "Runs", "a run's output, also long after its end", _logs, "logs tj/NAME -f"),
     Command("generate", "Runs", "let a trained model continue a text", _generate, 'generate tj/NAME --prompt "def "'),
+    Command("report", "Runs", "the report of an evaluation", _report, "report ej/NAME"),
+    Command("chat", "Endpoints", "talk to a Deployment", _chat, 'chat sdeploy/NAME -m "Hello"'),
+    Command("promote", "Endpoints", "let a Deployment's candidate take over now", _rollout, "promote sdeploy/NAME"),
+    Command("abort", "Endpoints", "roll a Deployment's candidate back now", _rollout, "abort sdeploy/NAME"),
     Command("validate", "Manifests", "check manifests without a server", _validate, "validate -f FILE", remote=False),
     Command("crds", "Manifests", "print the CustomResourceDefinitions", _nothing, "crds", remote=False),
     Command("version", "Other", "versions of this command and of the server", _version, "version"),

@@ -1,4 +1,4 @@
-"""What a waiting user sees of a TrainJob: one view, drawn as a bar on a terminal and as lines everywhere else.
+"""What a waiting user sees of a run: one view, drawn as a bar on a terminal and as lines everywhere else.
 
 `ProgressView` and `PlainCadence` are pure; the two displays at the end only draw. A display never reads the API.
 """
@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Protocol, Self, TextIO
 
+from slipway_api import conditions as c
 from slipway_cli import jobs
 from slipway_cli.durations import short_duration
 from slipway_cli.terminal import one_line
@@ -18,17 +19,20 @@ from slipway_cli.terminal import one_line
 Json = dict[str, Any]
 
 PLAIN_SECONDS = 10.0  # between two lines about the same stage
-_QUIET_STAGES = frozenset({"Training"})  # their reason's message says no more than the numbers do
+_QUIET_STAGES = frozenset({"Training", "Evaluating"})  # their reason's message says no more than the numbers do
 
 
 @dataclass(frozen=True)
 class ProgressView:
-    """Where a TrainJob is, as people want to see it."""
+    """Where a TrainJob or an EvalJob is, as people want to see it."""
 
     name: str
     stage: str
     step: int = 0
     steps: int = 0
+    unit: str = "step"  # what is counted
+    suite: str = ""
+    rate: str = ""
     loss: str = ""
     eval_loss: str = ""
     tokens_per_second: int | None = None
@@ -38,10 +42,23 @@ class ProgressView:
 
     @classmethod
     def of(cls, obj: Json) -> ProgressView:
-        """The view of a TrainJob; missing fields are left out."""
+        """The view of a run; missing fields are left out."""
         progress = jobs.status_of(obj).get("progress") or {}
         stage = jobs.stage(obj)
-        live = stage == "Training"
+        live = stage in _QUIET_STAGES
+        if jobs.is_ours(obj, "EvalJob"):
+            return cls(
+                name=jobs.name_of(obj),
+                stage=one_line(stage),
+                unit="example",
+                step=int(progress.get("done") or 0),
+                steps=int(progress.get("total") or 0),
+                suite=one_line(str(progress.get("suite") or "")) if live else "",
+                rate=one_line(str(progress.get("examplesPerSecond") or "")) if live else "",
+                eta_seconds=progress.get("etaSeconds") if live else None,
+                attempt=jobs.attempt_of(obj),
+                note=_note_of(obj, stage),
+            )
         return cls(
             name=jobs.name_of(obj),
             stage=one_line(stage),
@@ -53,12 +70,14 @@ class ProgressView:
             tokens_per_second=progress.get("tokensPerSecond") if live else None,
             eta_seconds=progress.get("etaSeconds") if live else None,
             attempt=jobs.attempt_of(obj),
-            note="" if stage in _QUIET_STAGES or jobs.finished(obj) else one_line(_note(obj, stage)),
+            note=_note_of(obj, stage),
         )
 
     def numbers(self) -> str:
         """Loss, speed and time left, those that are known."""
         parts = [
+            f"suite {self.suite}" if self.suite else "",
+            f"{self.rate} examples/s" if self.rate else "",
             f"loss {self.loss}" if self.loss else "",
             f"held-out loss {self.eval_loss}" if self.eval_loss else "",
             f"{self.tokens_per_second:,} tokens/s" if self.tokens_per_second is not None else "",
@@ -69,10 +88,18 @@ class ProgressView:
 
     def line(self) -> str:
         """The view as one line of plain text."""
-        step = f"step {self.step}/{self.steps}" if self.steps else ""
+        step = f"{self.unit} {self.step}/{self.steps}" if self.steps else ""
         text = ", ".join(part for part in (step, self.numbers()) if part)
         shown = " - ".join(part for part in (text, self.note) if part)
         return f"{self.name}: {self.stage}" + (f": {shown}" if shown else "")
+
+
+def _note_of(obj: Json, stage: str) -> str:
+    """The note, where the numbers do not say everything; of an EvalJob that has ended, its verdict."""
+    if jobs.finished(obj):
+        passed = c.find_condition(jobs.conditions_of(obj), c.PASSED)
+        return one_line(f"Passed is {passed['status']}: {passed['message']}") if passed else ""
+    return "" if stage in _QUIET_STAGES else one_line(_note(obj, stage))
 
 
 def _note(obj: Json, stage: str) -> str:

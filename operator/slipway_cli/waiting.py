@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from slipway_api import conditions as c
 from slipway_cli import jobs
 from slipway_cli.errors import UsageError
 
@@ -63,17 +64,19 @@ def judge(goal: Goal, obj: Json | None) -> Verdict:
     if obj is None:
         return Verdict(False, possible=False, message="it was deleted")
     found = next(
-        (c for c in jobs.conditions_of(obj) if str(c.get("type", "")).casefold() == goal.type.casefold()), None
+        (one for one in jobs.conditions_of(obj) if str(one.get("type", "")).casefold() == goal.type.casefold()), None
     )
     generation = (obj.get("metadata") or {}).get("generation")
-    over = jobs.is_train_job(obj) and jobs.finished(obj)
+    over = jobs.is_run(obj) and jobs.finished(obj)
     matches = found is not None and str(found.get("status", "")).casefold() == goal.status.casefold()
-    # A finished job never changes again, whatever is edited afterwards.
+    # A finished job never changes again, whatever is edited afterwards (but for its gates: then Passed is judged anew).
     if found and matches and (over or _current(found, generation)):
         return Verdict(True)
-    if jobs.is_train_job(obj):
+    if jobs.is_run(obj):
         if over:
-            return Verdict(False, possible=False, message=jobs.end_of(obj))
+            verdict = found and str(found.get("type")) == c.PASSED and not c.is_true(jobs.conditions_of(obj), c.FAILED)
+            told = f"{found['reason']}: {found['message']}" if found and verdict else jobs.end_of(obj)
+            return Verdict(False, possible=False, message=told)
         return Verdict(False, message=jobs.why(obj))
     if found:
         return Verdict(False, message=f"{found.get('status')}: {found.get('reason', '')}: {found.get('message', '')}")

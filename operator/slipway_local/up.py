@@ -34,6 +34,7 @@ from slipway_local.parts import (
 )
 from slipway_local.processes import ProcessRef, read_json, wait_gone
 from slipway_local.ray_runner.head import HeadOptions, RayHead, ready_file
+from slipway_local.service_list import LocalService, list_services
 from slipway_operator.kube.client import Client
 from slipway_operator.kube.config import load_config
 from slipway_operator.kube.errors import ConfigError, KubeError
@@ -70,6 +71,9 @@ class LocalStatus:
     problems: dict[str, str] = field(default_factory=dict)
     kubeconfig: Path | None = None
     dashboard: str | None = None
+    services: tuple[LocalService, ...] = ()
+    serve_logs: Path | None = None
+    """Where Ray keeps what the replicas of services print."""
 
 
 async def up(
@@ -154,6 +158,8 @@ async def status(state_dir: Path) -> LocalStatus:
         problems=problems,
         kubeconfig=layout.kubeconfig if layout.kubeconfig.exists() else None,
         dashboard=str(ready["url"]) if isinstance(ready, dict) and not problems.get(RAY_RUNNER) else None,
+        services=await list_services(layout) if API_SERVER not in problems else (),
+        serve_logs=Path(ready["serveLogs"]) if isinstance(ready, dict) and "serveLogs" in ready else None,
     )
 
 

@@ -31,7 +31,10 @@ _SCRIPT = """\
   esac
   case $command in
     "") COMPREPLY=($(compgen -W "{commands}" -- "$current")) ;;
-    get|describe|wait|delete|patch|logs|generate) COMPREPLY=($(compgen -W "tj/" -- "$current")); compopt -o nospace ;;
+    report) COMPREPLY=($(compgen -W "ej/" -- "$current")); compopt -o nospace ;;
+    get|describe|wait|delete|patch|logs|generate)
+      COMPREPLY=($(compgen -W "tj/ ej/" -- "$current")); compopt -o nospace ;;
+    chat|promote|abort) COMPREPLY=($(compgen -W "sdeploy/" -- "$current")); compopt -o nospace ;;
   esac
 }}
 complete -o default -F _slipway slipway

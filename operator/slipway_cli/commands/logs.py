@@ -1,4 +1,4 @@
-"""`slipway logs`: what a TrainJob's runs printed; with -f over all further attempts until the job has finished."""
+"""`slipway logs`: what runs printed; with -f over all further attempts until the job has finished."""
 
 from __future__ import annotations
 
@@ -29,11 +29,14 @@ def run(arguments: argparse.Namespace, environment: Mapping[str, str]) -> int:
 
     async def command(opened: Session) -> int:
         kind, name = await opened.one(arguments.what)
-        if kind.resource.kind != "TrainJob":
-            raise UsageError(f"logs are of TrainJobs, not of {kind.resource.kind}", hint="slipway logs tj/NAME")
+        if kind.resource.kind not in ("TrainJob", "EvalJob"):
+            raise UsageError(
+                f"logs are of TrainJobs and EvalJobs, not of {kind.resource.kind}", hint="slipway logs tj/NAME"
+            )
         job = await opened.get(kind, name)
         if arguments.attempt and not arguments.follow and arguments.attempt > jobs.attempt_of(job):
-            raise LogError(f"tj/{name} has had {_attempts(jobs.attempt_of(job))}", hint=f"slipway describe tj/{name}")
+            label = jobs.label_of(job)
+            raise LogError(f"{label} has had {_attempts(jobs.attempt_of(job))}", hint=f"slipway describe {label}")
         if not arguments.follow:
             return _show(opened, job, arguments.attempt or jobs.attempt_of(job), arguments.tail)
         follower = _JobFollower(opened, kind, job, arguments.attempt, arguments.tail)
@@ -58,7 +61,7 @@ def _write(piece: bytes) -> None:
 
 def _show(opened: Session, job: Json, attempt: int, tail: int | None) -> int:
     """What there is now of one attempt."""
-    name = jobs.name_of(job)
+    label = jobs.label_of(job)
     follower = Follower(tail)
     sys.stdout.flush()
     for piece in follower.read(log_files(job, attempt, opened.target.local_state)) if attempt else ():
@@ -66,12 +69,10 @@ def _show(opened: Session, job: Json, attempt: int, tail: int | None) -> int:
     if not follower.place:
         if follower.unreadable is not None:
             raise follower.unreadable
-        which = f"attempt {attempt} of tj/{name}" if attempt else f"tj/{name}"
+        which = f"attempt {attempt} of {label}" if attempt else label
         raise LogError(
             f"{which} has printed nothing yet: {jobs.why(job)}",
-            hint=f"slipway logs tj/{name} -f   waits for it"
-            if not jobs.finished(job)
-            else f"slipway describe tj/{name}",
+            hint=f"slipway logs {label} -f   waits for it" if not jobs.finished(job) else f"slipway describe {label}",
         )
     if attempt > 1 and attempt == jobs.attempt_of(job):
         _note(f"this was attempt {attempt}; earlier ones: --attempt 1 to {attempt - 1}")
@@ -162,18 +163,18 @@ class _JobFollower:
 
     def _conclude(self, attempt: int, follower: Follower) -> bool:
         latest = self._latest
-        name = jobs.name_of(latest.job)
+        label = jobs.label_of(latest.job)
         if not follower.place:
             if follower.unreadable is not None:
                 raise follower.unreadable
             _note(f"attempt {attempt} printed nothing")
         if latest.gone:
-            _note(f"tj/{name} was deleted")
+            _note(f"{label} was deleted")
             return False
         if self._only:
             return False
         if jobs.finished(latest.job) and jobs.attempt_of(latest.job) <= attempt:
-            _note(f"tj/{name} {jobs.end_of(latest.job)}")
+            _note(f"{label} {jobs.end_of(latest.job)}")
             return False
         record = next((r for r in jobs.attempt_records(latest.job) if r.get("number") == attempt), {})
         _note(f"attempt {attempt} ended: {record.get('outcome', '')}: {record.get('message', '')}")

@@ -1,4 +1,4 @@
-"""`slipway status`: what of the local control plane runs, and what is wrong with the rest."""
+"""`slipway status`: what of the local control plane and of its services runs, and what is wrong with the rest."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from collections.abc import Mapping
 
 from slipway_cli import local
 from slipway_cli.tables import render
+from slipway_cli.terminal import one_line
 from slipway_local.layout import Layout, default_state_dir
 
 
@@ -30,6 +31,11 @@ def run(arguments: argparse.Namespace, environment: Mapping[str, str]) -> int:
     ]
     print(f"Slipway is {'up' if found.ready else 'not ready'} ({layout.state_dir})")
     print(render(["PART", "PID", "READY", "PROBLEM", "LOG"], rows))
+    if found.services:
+        lines = [[one.name, "yes" if one.ready else "no", one.url, one_line(one.problem)] for one in found.services]
+        print(f"\n{render(['SERVICE', 'READY', 'URL', 'PROBLEM'], lines)}")
+        if found.serve_logs is not None:
+            print(f"logs of replicas: {found.serve_logs}/replica_*.log")
     if found.kubeconfig is not None:
         print(f"\nkubeconfig  {found.kubeconfig}")
     if found.dashboard:

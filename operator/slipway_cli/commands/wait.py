@@ -1,4 +1,4 @@
-"""`slipway wait`: until a condition holds or an object is gone, showing how far a TrainJob has come."""
+"""`slipway wait`: until a condition holds or an object is gone, showing how far a run has come."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ async def wait_for(
     watcher = _Watcher(opened, kind, name, goal, first)
     try:
         async with asyncio.timeout_at(deadline):
-            if first is not None and jobs.is_train_job(first) and not quiet:
+            if first is not None and jobs.is_run(first) and not quiet:
                 with display_for(sys.stdout) as display:
                     await watcher.run(display)
             else:

@@ -1,7 +1,7 @@
 """`python -m slipway_local.ray_runner --kubeconfig FILE --state-dir DIR`: the runner as a process.
 
-SIGTERM ends the runner and leaves Ray and its jobs running: the next runner takes them over. Ray is ended by
-`slipway down`.
+SIGTERM ends the runner and leaves Ray with its jobs and services running: the next runner takes them over. Ray is
+ended by `slipway down`.
 """
 
 from __future__ import annotations
@@ -17,11 +17,15 @@ from slipway_local.machine import detect
 from slipway_local.ray_runner.head import HeadOptions, RayHead
 from slipway_local.ray_runner.keeper import RayKeeper
 from slipway_local.ray_runner.lookup import Lookup
+from slipway_local.ray_runner.room import Room
 from slipway_local.ray_runner.runner import Runner
 from slipway_local.ray_runner.runs import Runs
+from slipway_local.ray_runner.service_runner import ServiceRunner
+from slipway_local.ray_runner.services import Services
 from slipway_operator.kube.client import Client
 from slipway_operator.kube.config import load_config
 from slipway_operator.kube.logs import configure
+from slipway_operator.kube.manager import Manager
 
 log = logging.getLogger("slipway_local.ray_runner")
 
@@ -52,14 +56,25 @@ async def _run(kubeconfig: Path, state_dir: Path, cpus: int | None) -> int:
                 return 1
             await asyncio.sleep(0.05)
         async with Client(await load_config(str(kubeconfig)), user_agent="slipway-ray-runner") as client:
-            runner = Runner(client, keeper, runs=Runs(state_dir, keeper, Lookup(client)))
+            room, services = Room(), Services(state_dir, keeper, Lookup(client))
+            runners = (
+                Runner(client, keeper, runs=Runs(state_dir, keeper, Lookup(client)), room=room),
+                ServiceRunner(client, keeper, services=services, room=room),
+            )
 
             async def keep() -> None:
                 await keeping
 
-            manager = runner.manager(keep)
+            manager = Manager(
+                reflectors=[runner.reflector for runner in runners],
+                controllers=[runner.controller for runner in runners],
+                services=[keep],
+            )
             manager.stop_on_signals()
-            await manager.run()
+            try:
+                await manager.run()
+            finally:
+                await services.close()
     finally:
         keeping.cancel()
         await asyncio.wait({keeping})

@@ -1,5 +1,7 @@
 """Who runs next: whole jobs only, highest priority first, then the oldest, then by name. Pure.
 
+A service queues like a job; it never ends by itself, so what it holds is missing for as long as it exists.
+
 The order is strict: while the job at the front waits for room, nobody behind it starts, even if it would fit. That
 leaves some of a small machine idle now and then, and in return no big job ever starves. Running jobs are never
 pre-empted.
@@ -10,7 +12,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from decimal import Decimal
 
-from slipway_local.ray_runner.errors import InvalidRayJob
+from slipway_local.ray_runner.errors import InvalidSpec
 from slipway_local.ray_runner.resources import Resources, describe, describe_shortage
 
 # Beyond this, a place in the queue is not told exactly: each end of a job would rewrite the status of all that wait.
@@ -64,13 +66,15 @@ def _waiting_for(need: Resources, free: Resources, capacity: Resources, ahead: i
     return f"waiting for {describe(need)}: {shortage}, {jobs} ahead"
 
 
-def refuse_impossible(need: Resources, capacity: Resources) -> None:
-    """Raises InvalidRayJob for a job that could not run here even if nothing else did."""
+def refuse_impossible(
+    need: Resources, capacity: Resources, *, what: str = "job", path: str = "spec.rayClusterSpec.workerGroupSpecs"
+) -> None:
+    """Raises InvalidSpec for what could not run here even if nothing else did."""
     if need.fits(capacity):
         return
     lower = [
-        what
-        for what, too_much in (
+        name
+        for name, too_much in (
             ("CPUs", need.cpu > capacity.cpu),
             ("GPUs", need.gpu > capacity.gpu),
             ("memory", need.memory > capacity.memory),
@@ -79,8 +83,8 @@ def refuse_impossible(need: Resources, capacity: Resources) -> None:
     ]
     has = Resources(capacity.cpu, capacity.gpu, capacity.memory if "memory" in lower else Decimal(0))
     without = " and no GPU" if "GPUs" in lower and not capacity.gpu else ""
-    raise InvalidRayJob(
-        "spec.rayClusterSpec.workerGroupSpecs",
-        f"the job needs {describe(need)}, this machine has {describe(has)}{without}: "
+    raise InvalidSpec(
+        path,
+        f"the {what} needs {describe(need)}, this machine has {describe(has)}{without}: "
         f"use fewer workers, or ask for less of {' and '.join(lower)} per worker",
     )

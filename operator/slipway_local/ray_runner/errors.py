@@ -7,8 +7,11 @@ class RunnerError(Exception):
     """The root of the runner's errors."""
 
 
-class InvalidRayJob(RunnerError):  # noqa: N818 - reads as what it says about the object
-    """The RayJob can never run here as it is. `path` is the field's, `problem` says what and what to do."""
+class InvalidSpec(RunnerError):  # noqa: N818 - reads as what it says about the object
+    """A RayJob or RayService that can never run here as it is.
+
+    `path` is the field's, `problem` says what is wrong and what to do.
+    """
 
     def __init__(self, path: str, problem: str) -> None:
         super().__init__(f"{path}: {problem}" if path else problem)
@@ -17,7 +20,7 @@ class InvalidRayJob(RunnerError):  # noqa: N818 - reads as what it says about th
 
 
 class MissingReference(RunnerError):  # noqa: N818
-    """A Secret or ConfigMap that the RayJob names is not there (yet)."""
+    """A Secret or ConfigMap that is named is not there (yet)."""
 
 
 class RayUnavailable(RunnerError):  # noqa: N818
@@ -26,6 +29,10 @@ class RayUnavailable(RunnerError):  # noqa: N818
 
 class SubmissionRefused(RunnerError):  # noqa: N818
     """Ray will not take this job as it is."""
+
+
+class ConfigRefused(RunnerError):  # noqa: N818
+    """Ray Serve will not take this configuration as it is; what ran before still runs."""
 
 
 class RayStartFailed(RunnerError):  # noqa: N818

@@ -146,9 +146,16 @@ class RayHead:
         return self._options.silence_limit
 
     def say_ready(self, head: Head) -> None:
-        """Tells `slipway up` that jobs can run now, and who says so."""
+        """Tells `slipway up` that jobs can run now, who says so, and where replicas of services write their logs."""
         runner = ProcessRef.of(os.getpid())
-        write_json(self._ready, {"url": head.url, "runner": runner.to_json() if runner else None})
+        write_json(
+            self._ready,
+            {
+                "url": head.url,
+                "runner": runner.to_json() if runner else None,
+                "serveLogs": str(head.session_dir / "logs" / "serve"),
+            },
+        )
 
     async def machine(self, head: Head) -> Machine:
         """What Ray found on this machine. Raises RayUnavailable."""

@@ -8,7 +8,7 @@ from typing import Any
 
 from slipway_local.ray_runner import status as st
 from slipway_local.ray_runner.admission import Waiting
-from slipway_local.ray_runner.errors import InvalidRayJob
+from slipway_local.ray_runner.errors import InvalidSpec
 from slipway_local.ray_runner.follow import Follower
 from slipway_local.ray_runner.resources import Resources
 from slipway_local.ray_runner.spec import MANAGED_BY_US, RayJobRequest
@@ -28,7 +28,7 @@ class Job:
     generation: int = -1
     """The generation that `request` or `invalid` was read from."""
     request: RayJobRequest | None = None
-    invalid: InvalidRayJob | None = None
+    invalid: InvalidSpec | None = None
     priority: int = 0
     not_before: datetime | None = None
     """A Secret is missing: it does not queue until then."""

@@ -29,9 +29,9 @@ class RayKeeper:
         self.problem = "Ray is starting"
         """Why there is no head."""
         self.capacity = Resources(Decimal(machine.cpus), Decimal(machine.gpus), Decimal(machine.memory))
-        self.on_up: Callable[[], None] = lambda: None
+        self.on_up: list[Callable[[], None]] = []
         """Called when a head is ready, and when there still is none for a new reason."""
-        self.on_lost: Callable[[str], None] = lambda why: None
+        self.on_lost: list[Callable[[str], None]] = []
         """Called when a head has died and none of its processes, jobs included, is left."""
         self._api: JobsApi | None = None
 
@@ -54,7 +54,7 @@ class RayKeeper:
                     self.problem = f"Ray does not start: {error}"
                     log.error("%s; trying again in %.0f s", self.problem, delay)
                     head = None
-                    self.on_up()
+                    self._say_up()
                     await asyncio.sleep(delay)
                     delay = min(_LONGEST_WAIT, delay * 2)
                     continue
@@ -73,7 +73,11 @@ class RayKeeper:
         self._api = self.ray.api(head)
         self.head = head
         self.ray.say_ready(head)
-        self.on_up()
+        self._say_up()
+
+    def _say_up(self) -> None:
+        for listener in self.on_up:
+            listener()
 
     async def _until_dead(self, head: Head) -> str:
         loop = asyncio.get_running_loop()
@@ -103,7 +107,8 @@ class RayKeeper:
             except RayStartFailed as error:
                 log.error("%s", error)
                 await asyncio.sleep(1.0)
-        self.on_lost(why)
+        for listener in self.on_lost:
+            listener(why)
 
     async def _close(self) -> None:
         api, self._api = self._api, None

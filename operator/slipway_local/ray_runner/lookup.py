@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 from collections.abc import Mapping
 
-from slipway_local.ray_runner.errors import InvalidRayJob, MissingReference
+from slipway_local.ray_runner.errors import InvalidSpec, MissingReference
 from slipway_local.ray_runner.pod import ObjectRef
 from slipway_operator.kube.client import Client
 from slipway_operator.kube.errors import NotFound
@@ -23,7 +23,7 @@ class Lookup:
     async def priority(self, named: tuple[str, str] | None) -> int:
         """The value of the PriorityClass (path, name); of the default one, or 0, when none is named.
 
-        Raises InvalidRayJob when it does not exist.
+        Raises InvalidSpec when it does not exist.
         """
         if named is None:
             classes, _ = await self._client.list(PRIORITYCLASSES)
@@ -32,7 +32,7 @@ class Lookup:
         try:
             return int((await self._client.get(PRIORITYCLASSES, None, name)).get("value") or 0)
         except NotFound:
-            raise InvalidRayJob(path, f"there is no PriorityClass {name!r}: create it, or name another") from None
+            raise InvalidSpec(path, f"there is no PriorityClass {name!r}: create it, or name another") from None
 
     async def objects(self, namespace: str, wanted: Mapping[ObjectRef, bool]) -> dict[ObjectRef, dict[str, bytes]]:
         """The data of these objects; True marks those that may be missing. Raises MissingReference."""

@@ -9,7 +9,7 @@ from pathlib import PurePosixPath
 from typing import Any, NamedTuple
 
 from slipway_api.quantity import parse_quantity
-from slipway_local.ray_runner.errors import InvalidRayJob
+from slipway_local.ray_runner.errors import InvalidSpec
 from slipway_local.ray_runner.reading import list_at, mapping_at, only, text_at
 from slipway_local.ray_runner.resources import Resources
 
@@ -138,14 +138,14 @@ class Pod:
 
 
 def read_pod(template: dict[str, Any], path: str) -> Pod:
-    """A pod template. Raises InvalidRayJob naming what cannot be honoured on one machine."""
+    """A pod template. Raises InvalidSpec naming what cannot be honoured on one machine."""
     only(template, path, {"metadata", "spec"})
     path = f"{path}.spec"
     spec = mapping_at(template, "spec", path)
     only(spec, path, _POD | _MOOT_POD)
     containers = list_at(spec, "containers", path)
     if len(containers) > 1:
-        raise InvalidRayJob(f"{path}.containers[1]", "only the Ray container can run on one machine")
+        raise InvalidSpec(f"{path}.containers[1]", "only the Ray container can run on one machine")
     if not containers:
         return Pod(path, priority_class=text_at(spec, "priorityClassName", path))
     container, where = containers[0], f"{path}.containers[0]"
@@ -180,11 +180,11 @@ def _resources(resources: dict[str, Any], path: str) -> Resources:
             try:
                 amount = parse_quantity(text)
             except ValueError as error:
-                raise InvalidRayJob(where, str(error)) from None
+                raise InvalidSpec(where, str(error)) from None
             if amount < 0:
-                raise InvalidRayJob(where, "must not be negative")
+                raise InvalidSpec(where, "must not be negative")
             if name not in ("cpu", "memory", "nvidia.com/gpu", "ephemeral-storage") and amount:
-                raise InvalidRayJob(where, "this machine has no such resource: only cpu, memory and nvidia.com/gpu")
+                raise InvalidSpec(where, "this machine has no such resource: only cpu, memory and nvidia.com/gpu")
             amounts[name] = max(amount, amounts.get(name, amount))
     zero = parse_quantity(0)
     return Resources(amounts.get("cpu", zero), amounts.get("nvidia.com/gpu", zero), amounts.get("memory", zero))
@@ -194,7 +194,7 @@ def _env(entry: dict[str, Any], path: str) -> EnvVar:
     only(entry, path, {"name", "value", "valueFrom"})
     name = text_at(entry, "name", path)
     if not _ENV_NAME.fullmatch(name):
-        raise InvalidRayJob(f"{path}.name", f"must be letters, digits and '_': {name!r}")
+        raise InvalidSpec(f"{path}.name", f"must be letters, digits and '_': {name!r}")
     origin = mapping_at(entry, "valueFrom", path)
     if not origin:
         return EnvVar(path, name, text_at(entry, "value", path))
@@ -211,7 +211,7 @@ def _env(entry: dict[str, Any], path: str) -> EnvVar:
             return EnvVar(path, name, source=source)
     field_path = text_at(mapping_at(origin, "fieldRef", where), "fieldPath", f"{where}.fieldRef")
     if field_path not in _FIELDS:
-        raise InvalidRayJob(f"{where}.fieldRef.fieldPath", f"must be one of {', '.join(_FIELDS)}: {field_path!r}")
+        raise InvalidSpec(f"{where}.fieldRef.fieldPath", f"must be one of {', '.join(_FIELDS)}: {field_path!r}")
     return EnvVar(path, name, field_path=field_path)
 
 
@@ -228,10 +228,10 @@ def _mount(mount: dict[str, Any], path: str, volumes: dict[str, tuple[dict[str, 
     mount_path = text_at(mount, "mountPath", path)
     parts = PurePosixPath(mount_path).parts
     if not mount_path.startswith("/") or len(parts) < 2 or ".." in parts:
-        raise InvalidRayJob(f"{path}.mountPath", f"must be an absolute path without '..': {mount_path!r}")
+        raise InvalidSpec(f"{path}.mountPath", f"must be an absolute path without '..': {mount_path!r}")
     name = text_at(mount, "name", path)
     if name not in volumes:
-        raise InvalidRayJob(f"{path}.name", f"there is no volume {name!r}")
+        raise InvalidSpec(f"{path}.name", f"there is no volume {name!r}")
     volume, where = volumes[name]
     mount_path = str(PurePosixPath(mount_path))
     sub_path = _relative(text_at(mount, "subPath", path), f"{path}.subPath") if mount.get("subPath") else ""
@@ -252,7 +252,7 @@ def _sources(volume: dict[str, Any], path: str) -> Iterator[MountSource]:
     elif volume.get("secret") or volume.get("configMap"):
         yield from _object_sources(volume, path, "secretName")
     else:
-        raise InvalidRayJob(path, "must be a secret, a configMap, an emptyDir or projected from the first two")
+        raise InvalidSpec(path, "must be a secret, a configMap, an emptyDir or projected from the first two")
 
 
 def _object_sources(volume: dict[str, Any], path: str, secret_field: str) -> Iterator[MountSource]:
@@ -270,12 +270,12 @@ def _object_sources(volume: dict[str, Any], path: str, secret_field: str) -> Ite
 def _object(kind: str, reference: dict[str, Any], name_field: str, path: str) -> ObjectRef:
     name = text_at(reference, name_field, path)
     if not name:
-        raise InvalidRayJob(f"{path}.{name_field}", "is required")
+        raise InvalidSpec(f"{path}.{name_field}", "is required")
     return ObjectRef(kind, name)
 
 
 def _relative(text: str, path: str) -> str:
     parts = PurePosixPath(text).parts
     if not parts or text.startswith("/") or ".." in parts:
-        raise InvalidRayJob(path, f"must be a relative path without '..': {text!r}")
+        raise InvalidSpec(path, f"must be a relative path without '..': {text!r}")
     return str(PurePosixPath(text))

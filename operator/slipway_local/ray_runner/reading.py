@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from slipway_local.ray_runner.errors import InvalidRayJob
+from slipway_local.ray_runner.errors import InvalidSpec
 
 
 def join(path: str, name: str) -> str:
@@ -13,17 +13,17 @@ def join(path: str, name: str) -> str:
 
 
 def only(obj: dict[str, Any], path: str, allowed: set[str]) -> None:
-    """Raises InvalidRayJob for a field outside `allowed` that is set to anything but an empty value."""
+    """Raises InvalidSpec for a field outside `allowed` that is set to anything but an empty value."""
     for name, value in obj.items():
         if name not in allowed and value not in (None, "", [], {}, False):
-            raise InvalidRayJob(join(path, name), "is not supported when runs are started on one machine: remove it")
+            raise InvalidSpec(join(path, name), "is not supported when runs are started on one machine: remove it")
 
 
 def mapping_at(obj: dict[str, Any], name: str, path: str) -> dict[str, Any]:
     """The object in a field; {} when absent."""
     value = obj.get(name) or {}
     if not isinstance(value, dict):
-        raise InvalidRayJob(join(path, name), "must be an object")
+        raise InvalidSpec(join(path, name), "must be an object")
     return value
 
 
@@ -31,7 +31,7 @@ def list_at(obj: dict[str, Any], name: str, path: str) -> list[dict[str, Any]]:
     """The objects in a list field; [] when absent."""
     value = obj.get(name) or []
     if not isinstance(value, list) or not all(isinstance(item, dict) for item in value):
-        raise InvalidRayJob(join(path, name), "must be a list of objects")
+        raise InvalidSpec(join(path, name), "must be a list of objects")
     return value
 
 
@@ -41,7 +41,7 @@ def text_at(obj: dict[str, Any], name: str, path: str) -> str:
     if value is None:
         return ""
     if not isinstance(value, str):
-        raise InvalidRayJob(join(path, name), "must be a string")
+        raise InvalidSpec(join(path, name), "must be a string")
     return value
 
 
@@ -51,5 +51,5 @@ def whole_at(obj: dict[str, Any], name: str, path: str, *, default: int = 0, min
     if value is None:
         return default
     if not isinstance(value, int) or isinstance(value, bool) or value < minimum:
-        raise InvalidRayJob(join(path, name), f"must be a whole number, {minimum} or more")
+        raise InvalidSpec(join(path, name), f"must be a whole number, {minimum} or more")
     return value

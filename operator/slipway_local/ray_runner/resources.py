@@ -16,6 +16,11 @@ class Resources:
     gpu: Decimal = Decimal(0)
     memory: Decimal = Decimal(0)
 
+    @classmethod
+    def of(cls, cpu: float, gpu: float = 0, memory: float = 0) -> Resources:
+        """From plain numbers, as JSON has them."""
+        return cls(Decimal(str(cpu)), Decimal(str(gpu)), Decimal(str(memory)))
+
     def __add__(self, other: Resources) -> Resources:
         return Resources(self.cpu + other.cpu, self.gpu + other.gpu, self.memory + other.memory)
 
@@ -39,6 +44,15 @@ def total(amounts: list[Resources]) -> Resources:
     for amount in amounts:
         result = result + amount
     return result
+
+
+def largest(*amounts: Resources) -> Resources:
+    """The most of each resource."""
+    return Resources(
+        max((amount.cpu for amount in amounts), default=Decimal(0)),
+        max((amount.gpu for amount in amounts), default=Decimal(0)),
+        max((amount.memory for amount in amounts), default=Decimal(0)),
+    )
 
 
 def describe(amount: Resources) -> str:

@@ -1,7 +1,8 @@
 """The directory of one run: what its RayJob mounts, its launch script and its working directory.
 
 `<state>/runs/<namespace>_<name>_<first 8 of the UID>`, for the owner only. It is made anew for each start, and removed
-with the RayJob, because it holds secrets. The log is elsewhere and stays.
+with the RayJob, because it holds secrets. The log is elsewhere and stays. A RayService has one in `<state>/services`,
+which is kept up to date with its Secrets and ConfigMaps while it runs, as a kubelet does.
 """
 
 from __future__ import annotations
@@ -18,8 +19,8 @@ from slipway_local.ray_runner.translate import DRIVER_PID
 class RunDirs:
     """The run directories of one state directory."""
 
-    def __init__(self, state_dir: Path) -> None:
-        self._folder = state_dir / "runs"
+    def __init__(self, state_dir: Path, folder: str = "runs") -> None:
+        self._folder = state_dir / folder
 
     def path(self, namespace: str, name: str, uid: str) -> Path:
         """Where the run of this RayJob is."""
@@ -34,6 +35,19 @@ class RunDirs:
             target = path / relative
             _make_private(path, target.parent)
             write_private(target, content)
+
+    def refresh(self, path: Path, directories: Iterable[str], files: Mapping[str, bytes]) -> None:
+        """Gives the directory this content while processes read it: each file is replaced as a whole, if it differs."""
+        for relative in ("", *directories):
+            _make_private(path, path / relative)
+        for relative, content in files.items():
+            target = path / relative
+            _make_private(path, target.parent)
+            if not target.is_file() or target.read_bytes() != content:
+                write_private(target, content)
+        wanted = {path / relative for relative in files}
+        for found in [found for found in path.rglob("*") if found.is_file() and found not in wanted]:
+            found.unlink(missing_ok=True)
 
     def remove(self, path: Path) -> None:
         """Removes it with all that is in it, if it is there."""

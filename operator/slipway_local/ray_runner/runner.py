@@ -16,14 +16,15 @@ from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 
 from slipway_local.ray_runner import status as st
-from slipway_local.ray_runner.admission import admit, refuse_impossible
-from slipway_local.ray_runner.errors import InvalidRayJob, MissingReference, RayUnavailable, SubmissionRefused
+from slipway_local.ray_runner.admission import Waiting, refuse_impossible
+from slipway_local.ray_runner.errors import InvalidSpec, MissingReference, RayUnavailable, SubmissionRefused
 from slipway_local.ray_runner.follow import Follower
 from slipway_local.ray_runner.job import FINALIZER, Job, candidate, job_id_of, managed, status_of
 from slipway_local.ray_runner.jobs_api import JobInfo
 from slipway_local.ray_runner.keeper import RayKeeper
 from slipway_local.ray_runner.lookup import Lookup
-from slipway_local.ray_runner.resources import Resources, total
+from slipway_local.ray_runner.resources import Resources
+from slipway_local.ray_runner.room import Room
 from slipway_local.ray_runner.runs import Runs, is_of
 from slipway_local.ray_runner.spec import read_rayjob
 from slipway_local.ray_runner.translate import Launch
@@ -31,7 +32,6 @@ from slipway_operator.kube.client import Client
 from slipway_operator.kube.controller import Controller
 from slipway_operator.kube.errors import NotFound
 from slipway_operator.kube.expectations import Expectations
-from slipway_operator.kube.manager import Manager, Service
 from slipway_operator.kube.outcomes import Done, Outcome, RequeueAfter
 from slipway_operator.kube.queue import WorkQueue
 from slipway_operator.kube.reflector import Reflector
@@ -50,13 +50,20 @@ class Runner:
     """Runs the RayJobs of one API server on one local Ray."""
 
     def __init__(
-        self, client: Client, keeper: RayKeeper, *, runs: Runs, now: Callable[[], datetime] = lambda: datetime.now(UTC)
+        self,
+        client: Client,
+        keeper: RayKeeper,
+        *,
+        runs: Runs,
+        room: Room,
+        now: Callable[[], datetime] = lambda: datetime.now(UTC),
     ) -> None:
         self._client = client
         self._lookup = Lookup(client)
         self._keeper = keeper
         self._runs = runs
         self._now = now
+        self._room = room
         self._jobs: dict[str, Job] = {}
         self._swept = False
         self._knowing = asyncio.Lock()
@@ -68,16 +75,40 @@ class Runner:
             "rayjobs", self._queue, self._reconcile, workers=_WORKERS, timeout=120.0, hold=self._written.hold
         )
         self._controller.watches(self._reflector)
-        keeper.on_up = self._wake_all
-        keeper.on_lost = self._lose
+        room.join(self)
+        keeper.on_up.append(self._wake_all)
+        keeper.on_lost.append(self._lose)
 
-    def manager(self, keep_ray: Service | None = None) -> Manager:
-        """What runs it: `await runner.manager().run()`. `keep_ray` replaces the keeper's own `run`."""
-        return Manager(
-            reflectors=[self._reflector],
-            controllers=[self._controller],
-            services=[keep_ray or self._keeper.run],
-        )
+    @property
+    def reflector(self) -> Reflector:
+        """The watch that it lives on."""
+        return self._reflector
+
+    @property
+    def controller(self) -> Controller:
+        """Its workers."""
+        return self._controller
+
+    # -- a claimant of the machine -----------------------------------------------------------------------------------
+
+    async def refresh(self) -> None:
+        """Brings what is known of the jobs up to date."""
+        for rayjob in self._store.list():
+            if managed(rayjob):
+                await self._known(rayjob)
+
+    def waiting(self, now: datetime, capacity: Resources) -> list[Waiting]:
+        """The jobs that queue."""
+        found = []
+        for rayjob in self._store.list():
+            job = self._jobs.get(uid_of(rayjob))
+            if job is not None and managed(rayjob):
+                found.append(candidate(rayjob, job, capacity, now))
+        return [one for one in found if one is not None]
+
+    def held(self) -> list[Resources]:
+        """What running jobs hold."""
+        return [job.held for job in self._jobs.values() if job.held is not None]
 
     # -- reconcile -------------------------------------------------------------------------------------------------
 
@@ -118,7 +149,7 @@ class Runner:
                     request = read_rayjob(rayjob)
                     job.priority = await self._lookup.priority(request.priority_class)
                     job.request, job.invalid = request, None
-                except InvalidRayJob as error:
+                except InvalidSpec as error:
                     job.invalid = error
                 job.generation = generation
         job_id = job_id_of(rayjob)
@@ -149,14 +180,14 @@ class Runner:
             if message is None:
                 launch = await self._runs.plan(job, rayjob, job.next_id())
                 message = await self._queue_for(job, reserve=True)
-        except InvalidRayJob as error:
+        except InvalidSpec as error:
             await self._write(rayjob, st.invalid(status, str(error)))
-            self._wake_waiting()
+            self._room_changed()
             return Done()
         except MissingReference as error:
             job.not_before = now + timedelta(seconds=_RETRY_REFERENCE)
             await self._write(rayjob, st.waiting(status, f"waiting: {error}"))
-            self._wake_waiting()
+            self._room_changed()
             return RequeueAfter(_RETRY_REFERENCE)
         if message is not None:
             await self._write(rayjob, st.waiting(status, message))
@@ -165,20 +196,14 @@ class Runner:
 
     async def _queue_for(self, job: Job, *, reserve: bool) -> str | None:
         """What the job still waits for; None when it may start, and then its resources are reserved if asked to."""
-        known = [(obj, await self._known(obj)) for obj in self._store.list() if managed(obj)]
-        now, capacity = self._now(), self._keeper.capacity
+        message = await self._room.verdict(job.uid, self._now(), self._keeper.capacity)
         # No await from here on: what is decided and what is reserved belong together.
-        waiting = [found for obj, other in known if (found := candidate(obj, other, capacity, now)) is not None]
-        held = [other.held for other in self._jobs.values() if other.held is not None]
-        verdict = admit(waiting, capacity - total(held), capacity).get(job.uid)
-        if verdict is None:
-            return "waiting"  # the cache has just learned why; it is looked at again
-        if not verdict.admitted:
-            return verdict.message
+        if message is not None:
+            return message
         if reserve:
             assert job.request is not None
             job.held = job.request.need
-            self._wake_waiting()  # there is less for them now
+            self._room_changed()  # there is less for them now
         return None
 
     async def _start(self, job: Job, rayjob: Json, launch: Launch) -> Outcome:
@@ -200,7 +225,7 @@ class Runner:
             # If the id did get into the status, then the next look at the object reserves again. This key is not woken:
             # it comes back after its backoff.
             job.held = None
-            self._wake_waiting(but=job.key)
+            self._room_changed(but=job.key)
             raise
         return await self._submit(job, rayjob, launch)
 
@@ -248,7 +273,7 @@ class Runner:
             if job.invalid is not None:
                 raise job.invalid
             launch = await self._runs.plan(job, rayjob, job_id)
-        except (InvalidRayJob, MissingReference) as error:
+        except (InvalidSpec, MissingReference) as error:
             return await self._fail(job, rayjob, st.SUBMISSION_FAILED, str(error))
         self._runs.prepare(job, launch)
         return await self._submit(job, rayjob, launch)
@@ -324,14 +349,14 @@ class Runner:
             follower.close()
         if job.held is not None:
             job.held = None
-            self._wake_waiting()
+            self._room_changed()
 
     def _forget(self, key: Key) -> None:
         self._written.forget(key)
         for job in [job for job in self._jobs.values() if job.key == key]:
             del self._jobs[job.uid]
             self._release(job, "")
-            self._wake_waiting()
+            self._room_changed()
 
     def _lose(self, why: str) -> None:
         for job in self._jobs.values():
@@ -390,7 +415,11 @@ class Runner:
         for obj in self._store.list():
             self._queue.add(key_of(obj))
 
-    def _wake_waiting(self, *, but: Key | None = None) -> None:
+    def _room_changed(self, *, but: Key | None = None) -> None:
+        self._room.changed(self, but)
+
+    def wake_waiting(self, but: Key | None = None) -> None:
+        """Makes the jobs that queue look again, all but one."""
         for obj in self._store.list():
             if not job_id_of(obj) and key_of(obj) != but:
                 self._queue.add(key_of(obj))

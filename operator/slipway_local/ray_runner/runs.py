@@ -49,7 +49,7 @@ class Runs:
         return was_started(self.directory(job))
 
     async def plan(self, job: Job, rayjob: Json, job_id: str) -> Launch:
-        """What to start. Raises InvalidRayJob or MissingReference."""
+        """What to start. Raises InvalidSpec or MissingReference."""
         assert job.request is not None
         objects = await self._lookup.objects(job.key.namespace, references(job.request))
         place = Place(self.directory(job), self._keeper.ray.bin_dir, self._mark(job_id), rayjob["metadata"])

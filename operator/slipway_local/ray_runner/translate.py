@@ -20,20 +20,33 @@ import shlex
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
-from slipway_local.ray_runner.errors import InvalidRayJob, MissingReference
+from slipway_local.ray_runner.cluster import WorkerGroup
+from slipway_local.ray_runner.errors import InvalidSpec, MissingReference
 from slipway_local.ray_runner.pod import EnvVar, KeySource, Mount, ObjectRef, Pod
+from slipway_local.ray_runner.serve_config import APPLICATION_PREFIX
 from slipway_local.ray_runner.spec import RayJobRequest
 
 MARK = "SLIPWAY_RAY_JOB"
 """Variable in the environment of every process of a job, by which they are found when they must be gone."""
 
+SERVICE_MARK = "SLIPWAY_RAY_SERVICE"
+"""The same for every replica of a service."""
+
 LAUNCH_SCRIPT = "launch.sh"
 DRIVER_PID = "driver.pid"
 WORK = "work"
 MOUNTS = "mounts"
-_OWN_VARIABLES = {MARK, "RAY_ADDRESS", "RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"}
+OWN_VARIABLES = {
+    MARK,
+    SERVICE_MARK,
+    APPLICATION_PREFIX,
+    "RAY_ADDRESS",
+    "RAY_AUTH_MODE",
+    "RAY_AUTH_TOKEN",
+    "RAY_AUTH_TOKEN_PATH",
+}
 _REFERENCE = re.compile(r"\$(\$|\(([A-Za-z_][A-Za-z0-9_]*)\))")
 
 Objects = Mapping[ObjectRef, Mapping[str, bytes]]
@@ -47,7 +60,7 @@ class Place:
     run_dir: Path
     bin_dir: Path  # with the `python` that has this installation
     mark: str
-    metadata: Mapping[str, Any]  # the RayJob's
+    metadata: Mapping[str, Any]  # the object's
 
 
 @dataclass(frozen=True)
@@ -61,13 +74,39 @@ class Launch:
 
 
 @dataclass(frozen=True, slots=True)
-class _Value:
+class Variable:
+    """The value of a variable, whether it comes from a Secret, and the field that sets it."""
+
     text: str
     secret: bool
     path: str
 
 
-def references(request: RayJobRequest) -> dict[ObjectRef, bool]:
+class HasPods(Protocol):
+    """A request with the pods of a Ray cluster."""
+
+    @property
+    def head(self) -> Pod:
+        """The head's."""
+
+    @property
+    def groups(self) -> tuple[WorkerGroup, ...]:
+        """The workers'."""
+
+
+@dataclass(frozen=True)
+class Surroundings:
+    """What pods that share one machine find there: variables, files and directories (relative to the run directory)."""
+
+    head: Mapping[str, Variable]
+    workers: Mapping[str, str]
+    files: Mapping[str, bytes]
+    directories: tuple[str, ...]
+    roots: Mapping[str, str]
+    """Where each mount path really is."""
+
+
+def references(request: HasPods) -> dict[ObjectRef, bool]:
     """The objects that a run needs; True for those that it can do without."""
     found: dict[ObjectRef, bool] = {}
     for pod in _pods(request):
@@ -77,74 +116,82 @@ def references(request: RayJobRequest) -> dict[ObjectRef, bool]:
 
 
 def translate(request: RayJobRequest, objects: Objects, place: Place) -> Launch:
-    """The local job. Raises InvalidRayJob, or MissingReference for an object or a key that may still come."""
-    mounts = _mounts(request)
-    roots = {mount.mount_path: f"{place.run_dir}/{MOUNTS}{mount.mount_path}" for mount in mounts}
-    head = _environment(request.head, objects, place, roots)
-    workers = _worker_environment(request, objects, place, roots)
+    """The local job. Raises InvalidSpec, or MissingReference for an object or a key that may still come."""
+    around = surroundings(request, objects, place)
+    head = around.head
     plain = {name: value.text for name, value in head.items() if not value.secret}
-    shared = {**plain, **workers, **request.runtime_env.get("env_vars", {}), MARK: place.mark}
+    shared = {**plain, **around.workers, **request.runtime_env.get("env_vars", {}), MARK: place.mark}
     given = request.runtime_env.get("env_vars", {})
     driver_only = {name: v.text for name, v in head.items() if name not in given and shared.get(name) != v.text}
-    files = dict(_files(mounts, objects))
-    files[LAUNCH_SCRIPT] = _launch_script(place, driver_only).encode()
+    files = {**around.files, LAUNCH_SCRIPT: _launch_script(place, driver_only).encode()}
     return Launch(
         entrypoint=f". {shlex.quote(f'{place.run_dir}/{LAUNCH_SCRIPT}')} || exit 75\n{request.entrypoint}",
         runtime_env={**request.runtime_env, "env_vars": shared},
         files=files,
-        directories=(WORK, *(f"{MOUNTS}{mount.mount_path}" for mount in mounts if not mount.sub_path)),
+        directories=(WORK, *around.directories),
     )
 
 
-def _pods(request: RayJobRequest) -> list[Pod]:
+def surroundings(request: HasPods, objects: Objects, place: Place) -> Surroundings:
+    """Variables and files of the pods. Raises InvalidSpec, or MissingReference."""
+    mounts = _mounts(request)
+    roots = {mount.mount_path: f"{place.run_dir}/{MOUNTS}{mount.mount_path}" for mount in mounts}
+    return Surroundings(
+        head=_environment(request.head, objects, place, roots),
+        workers=_worker_environment(request, objects, place, roots),
+        files=dict(_files(mounts, objects)),
+        directories=tuple(f"{MOUNTS}{mount.mount_path}" for mount in mounts if not mount.sub_path),
+        roots=roots,
+    )
+
+
+def _pods(request: HasPods) -> list[Pod]:
     return [request.head, *(group.pod for group in request.groups)]
 
 
-def _mounts(request: RayJobRequest) -> list[Mount]:
+def _mounts(request: HasPods) -> list[Mount]:
     found: dict[str, Mount] = {}
     for pod in _pods(request):
         for mount in pod.mounts:
             other = found.setdefault(mount.mount_path, mount)
             if (other.sub_path, other.sources) != (mount.sub_path, mount.sources):
-                raise InvalidRayJob(
-                    mount.path, f"{mount.mount_path} is another volume in {other.path}: use another path"
-                )
+                raise InvalidSpec(mount.path, f"{mount.mount_path} is another volume in {other.path}: use another path")
     return list(found.values())
 
 
 # -- environment ---------------------------------------------------------------------------------------------------
 
 
-def _environment(pod: Pod, objects: Objects, place: Place, roots: Mapping[str, str]) -> dict[str, _Value]:
-    found: dict[str, _Value] = {}
+def _environment(pod: Pod, objects: Objects, place: Place, roots: Mapping[str, str]) -> dict[str, Variable]:
+    found: dict[str, Variable] = {}
     for everything in pod.env_from:
         secret = everything.ref.kind == "Secret"
         for key, data in _data(objects, everything.ref, everything.optional).items():
             # The kubelet skips keys that are no variable names, too.
             if re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", everything.prefix + key):
                 text = _decode(data, everything.path, everything.ref, key)
-                found[everything.prefix + key] = _Value(text, secret, everything.path)
+                found[everything.prefix + key] = Variable(text, secret, everything.path)
     for variable in pod.env:
         value = _value(variable, found, objects, place)
         if value is not None:
             found[variable.name] = value
     for name, value in found.items():
-        if name in _OWN_VARIABLES:
-            raise InvalidRayJob(value.path, f"{name} is set by the runner: remove it")
+        if name in OWN_VARIABLES:
+            raise InvalidSpec(value.path, f"{name} is set by the runner: remove it")
         text = _reroot(value.text, roots)
         if name == "PATH":
             text = f"{place.bin_dir}:{text}"
-        found[name] = _Value(text, value.secret, value.path)
+        found[name] = Variable(text, value.secret, value.path)
     return found
 
 
-def _value(variable: EnvVar, known: Mapping[str, _Value], objects: Objects, place: Place) -> _Value | None:
+def _value(variable: EnvVar, known: Mapping[str, Variable], objects: Objects, place: Place) -> Variable | None:
     if variable.source is not None:
         text = _key(variable, variable.source, objects)
-        return None if text is None else _Value(text, variable.source.ref.kind == "Secret", variable.path)
+        return None if text is None else Variable(text, variable.source.ref.kind == "Secret", variable.path)
     if variable.field_path:
         field = variable.field_path.removeprefix("metadata.")
-        return _Value(str(place.metadata.get(field, "")), False, variable.path)
+        return Variable(str(place.metadata.get(field, "")), False, variable.path)
     secret = False
 
     def expand(match: re.Match[str]) -> str:
@@ -157,7 +204,7 @@ def _value(variable: EnvVar, known: Mapping[str, _Value], objects: Objects, plac
         return known[match[2]].text
 
     text = _REFERENCE.sub(expand, variable.value)
-    return _Value(text, secret, variable.path)
+    return Variable(text, secret, variable.path)
 
 
 def _key(variable: EnvVar, source: KeySource, objects: Objects) -> str | None:
@@ -169,22 +216,18 @@ def _key(variable: EnvVar, source: KeySource, objects: Objects) -> str | None:
     raise MissingReference(f"{source.ref} has no key {source.key!r}")
 
 
-def _worker_environment(
-    request: RayJobRequest, objects: Objects, place: Place, roots: Mapping[str, str]
-) -> dict[str, str]:
+def _worker_environment(request: HasPods, objects: Objects, place: Place, roots: Mapping[str, str]) -> dict[str, str]:
     found: dict[str, str] = {}
     for group in request.groups:
         for name, value in _environment(group.pod, objects, place, roots).items():
             if value.secret:
-                raise InvalidRayJob(
+                raise InvalidSpec(
                     value.path,
                     "a worker's environment passes through Ray's runtime_env, which the Ray dashboard shows: "
                     "mount the Secret as a volume instead",
                 )
             if found.setdefault(name, value.text) != value.text:
-                raise InvalidRayJob(
-                    value.path, f"{name} differs between worker groups, which share one environment here"
-                )
+                raise InvalidSpec(value.path, f"{name} differs between worker groups, which share one environment here")
     return found
 
 
@@ -194,16 +237,17 @@ def _reroot(text: str, roots: Mapping[str, str]) -> str:
             document = json.loads(text)
         except ValueError:
             return text
-        moved = _reroot_json(document, roots)
+        moved = reroot_document(document, roots)
         return text if moved == document else json.dumps(moved, separators=(",", ":"))
     return _reroot_path(text, roots)
 
 
-def _reroot_json(value: Any, roots: Mapping[str, str]) -> Any:
+def reroot_document(value: Any, roots: Mapping[str, str]) -> Any:
+    """A JSON document in which texts that name a path below a mount path name its real place."""
     if isinstance(value, dict):
-        return {name: _reroot_json(item, roots) for name, item in value.items()}
+        return {name: reroot_document(item, roots) for name, item in value.items()}
     if isinstance(value, list):
-        return [_reroot_json(item, roots) for item in value]
+        return [reroot_document(item, roots) for item in value]
     return _reroot_path(value, roots) if isinstance(value, str) else value
 
 
@@ -258,5 +302,5 @@ def _decode(data: bytes, path: str, ref: ObjectRef, key: str) -> str:
     except UnicodeDecodeError:
         text = "\0"
     if "\0" in text:
-        raise InvalidRayJob(path, f"key {key!r} of {ref} is not text, so it cannot be a variable: mount it instead")
+        raise InvalidSpec(path, f"key {key!r} of {ref} is not text, so it cannot be a variable: mount it instead")
     return text
