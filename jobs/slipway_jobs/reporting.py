@@ -29,10 +29,21 @@ from urllib.parse import quote, urlsplit
 from pydantic import Field
 
 from slipway_api.base import ApiModel
-from slipway_api.run import REPORT_PATH, Report, ReportTarget, RunEnd, RunSpec
+from slipway_api.compression import CompressionResult
+from slipway_api.run import REPORT_PATH, Evaluation, Report, ReportTarget, RunEnd, RunIdentity
 from slipway_api.trainjob import CheckpointStatus, PlanStatus, Progress, SkippedCheckpoint, TrainedModel
 
-Stage = Literal["Starting", "PreparingData", "Training", "SavingModel", "Ended"]
+Stage = Literal[
+    "Starting",
+    "PreparingData",
+    "Training",
+    "SavingModel",
+    "Evaluating",
+    "SavingResults",
+    "Compressing",
+    "Measuring",
+    "Ended",
+]
 
 _SUPERSEDED = (409, 410)
 _REFUSED = (400, 401, 403, 404, 405, 413)
@@ -50,6 +61,8 @@ class RunState(ApiModel):
     checkpoint: CheckpointStatus | None = None
     skipped_checkpoints: list[SkippedCheckpoint] = Field(default_factory=list)
     resumed_from_step: int | None = None
+    evaluation: Evaluation | None = None
+    compression: CompressionResult | None = None
     model: TrainedModel | None = Field(default=None, description="Set once the model directory is complete.")
     timeline: dict[str, float] = Field(default_factory=dict, description="Start-up phase -> when it ended, Unix time.")
 
@@ -94,16 +107,16 @@ class Transport(Protocol):
 
 
 class HttpTransport:
-    """POST {url}/v1/runs/{namespace}/{name}/{uid}/{attempt} with the run's bearer token, over one kept connection."""
+    """POST {url}/v1/runs/{kind}/{namespace}/{name}/{uid}/{attempt} with the run's token, over one kept connection."""
 
-    def __init__(self, target: ReportTarget, run: RunSpec) -> None:
+    def __init__(self, target: ReportTarget, run: RunIdentity) -> None:
         self._token_file = Path(target.token_file)
         parts = urlsplit(target.url)
         self._secure = parts.scheme == "https"
         self._host = parts.hostname or ""
         self._port = parts.port
         self._ca_file = target.ca_file
-        who = (run.namespace, run.name, run.uid, str(run.attempt))
+        who = (run.kind, run.namespace, run.name, run.uid, str(run.attempt))
         self._path = parts.path.rstrip("/") + REPORT_PATH + "/" + "/".join(quote(part, safe="") for part in who)
         self._connection: http.client.HTTPConnection | None = None
 
@@ -153,6 +166,12 @@ def now_text() -> str:
     return datetime.datetime.now(datetime.UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 
+def _events(state: RunState) -> tuple[object, ...]:
+    """What is worth a report of its own, beside the cadence."""
+    suites = [(suite.name, suite.state) for suite in state.evaluation.suites] if state.evaluation else []
+    return state.stage, state.plan, state.checkpoint, suites
+
+
 class Reporter:
     """Sends the newest state from a thread of its own. `on_superseded(message)` is called once, from that thread.
 
@@ -199,11 +218,7 @@ class Reporter:
             if state == before:
                 return
             self._version += 1
-            self._urgent |= (state.stage, state.plan, state.checkpoint) != (
-                before.stage,
-                before.plan,
-                before.checkpoint,
-            )
+            self._urgent |= _events(state) != _events(before)
             self._changed.notify_all()
 
     def end(self, end: RunEnd, *, deadline_seconds: float = 120.0) -> bool:

@@ -8,6 +8,10 @@ Formats
 - parquet: a row is a document, read row group by row group.
 A name that ends in .gz is decompressed on the way (text and jsonl).
 
+Of a source that is a part of a split (split.py) only the documents of that part come.
+
+`rows` reads the same files as rows of fields, for evaluations: a prompt needs more than one field of a row.
+
 A text file above 16 MiB comes in pieces of about 8 MiB that are cut at the start of a line: byte-level tokenizers
 start a new token there anyway. It is still one document.
 """
@@ -32,6 +36,13 @@ _MAX_LINE = 256 << 20  # bytes: a longer "line" is not JSON lines
 _PARQUET_ROWS = 256
 
 
+class Row(NamedTuple):
+    """One row of a source: its fields, and how errors name it. A text file is a row with the fields text and file."""
+
+    fields: dict[str, Any]
+    where: str  # file:line, file row 3, or the file
+
+
 class Piece(NamedTuple):
     """Some text of a document, and whether the document ends here."""
 
@@ -49,6 +60,18 @@ def documents(sources: Iterable[Source]) -> Iterator[Piece]:
         for file in source.files:
             with _reading(source, file):
                 yield from _READERS[source.format](source, file)
+            file.check_unchanged()
+
+
+def rows(sources: Iterable[Source]) -> Iterator[Row]:
+    """Every row of the sources, in order, with all of its fields; `file` is the row's file where no field is named so.
+
+    Raises UserError DataUnreadable, DataBinary, DataMalformed; InfrastructureError DataReadFailed, DataChanged.
+    """
+    for source in sources:
+        for file in source.files:
+            with _reading(source, file):
+                yield from _ROW_READERS[source.format](source, file)
             file.check_unchanged()
 
 
@@ -99,6 +122,12 @@ def _text(source: Source, file: SourceFile) -> Iterator[Piece]:
         yield from _pieces(head, stream)
 
 
+def _text_rows(source: Source, file: SourceFile) -> Iterator[Row]:
+    text = "".join(piece.text for piece in _text(source, file))
+    if text:
+        yield Row({"text": text, "file": file.relative}, file.where)
+
+
 def _pieces(head: bytes, stream: IO[bytes]) -> Iterator[Piece]:
     decoder = codecs.getincrementaldecoder("utf-8-sig")(errors="replace")
     held = decoder.decode(head)
@@ -129,6 +158,22 @@ def _cut(text: str) -> int:
 
 def _jsonl(source: Source, file: SourceFile) -> Iterator[Piece]:
     field = source.text_field
+    for row, number in _json_objects(source, file):
+        text = row.get(field)
+        if type(text) is not str or not text:
+            raise _field_missing(source, f"{file.where}:{number}", row, field)
+        if source.part is None or source.part.takes_text(text):
+            yield Piece(text, ends=True)
+
+
+def _jsonl_rows(source: Source, file: SourceFile) -> Iterator[Row]:
+    for row, number in _json_objects(source, file):
+        if source.part is None or source.part.takes_row(row, source.text_field):
+            yield Row({"file": file.relative, **row}, f"{file.where}:{number}")
+
+
+def _json_objects(source: Source, file: SourceFile) -> Iterator[tuple[dict[str, Any], int]]:
+    """Every object with the number of its line."""
     number = 0
     with _open(file) as stream:
         while line := stream.readline(_MAX_LINE + 1):
@@ -145,10 +190,7 @@ def _jsonl(source: Source, file: SourceFile) -> Iterator[Piece]:
                 raise _malformed(source, file, number, f"not JSON ({error.msg}, column {error.colno})") from error
             if type(row) is not dict:
                 raise _malformed(source, file, number, f"a JSON {_json_type(row)} where an object should be")
-            text = row.get(field)
-            if type(text) is not str or not text:
-                raise _field_missing(source, f"{file.where}:{number}", row, field)
-            yield Piece(text, ends=True)
+            yield row, number
 
 
 def _malformed(source: Source, file: SourceFile, line: int, problem: str) -> UserError:
@@ -182,18 +224,9 @@ def _json_type(value: object) -> str:
 
 def _parquet(source: Source, file: SourceFile) -> Iterator[Piece]:
     import pyarrow as pa  # noqa: PLC0415 - 0.2 s that other formats need not pay
-    import pyarrow.parquet as pq  # noqa: PLC0415
 
     field = source.text_field
-    with file.open() as stream:
-        try:
-            table = pq.ParquetFile(stream)
-        except pa.ArrowInvalid as error:
-            raise UserError(
-                "DataMalformed",
-                f"{source.field}.format: {file.where} is not a parquet file, or is cut short ({error}); leave it out "
-                "with include or exclude, or write it anew",
-            ) from error
+    with _parquet_file(source, file) as table:
         schema = table.schema_arrow
         if field not in schema.names:
             raise UserError(
@@ -210,18 +243,55 @@ def _parquet(source: Source, file: SourceFile) -> Iterator[Piece]:
                 f"{source.field}.textField: column {field!r} of {file.where} holds {kind}, not strings; "
                 "name another column",
             )
-        row = 0
+        for row, number in _parquet_rows(source, file, table, [field]):
+            text = row[field]
+            if not text:
+                raise _field_missing(source, f"{file.where} row {number}", row, field)
+            if source.part is None or source.part.takes_text(text):
+                yield Piece(text, ends=True)
+
+
+def _parquet_as_rows(source: Source, file: SourceFile) -> Iterator[Row]:
+    with _parquet_file(source, file) as table:
+        for row, number in _parquet_rows(source, file, table, None):
+            if source.part is None or source.part.takes_row(row, source.text_field):
+                yield Row({"file": file.relative, **row}, f"{file.where} row {number}")
+
+
+@contextmanager
+def _parquet_file(source: Source, file: SourceFile) -> Iterator[Any]:
+    import pyarrow as pa  # noqa: PLC0415
+    import pyarrow.parquet as pq  # noqa: PLC0415
+
+    with file.open() as stream:
         try:
-            for batch in table.iter_batches(batch_size=_PARQUET_ROWS, columns=[field]):
-                for text in batch.column(0).to_pylist():
-                    row += 1
-                    if not text:
-                        raise _field_missing(source, f"{file.where} row {row}", {field: text}, field)
-                    yield Piece(text, ends=True)
-        except (pa.ArrowInvalid, UnicodeDecodeError) as error:
+            table = pq.ParquetFile(stream)
+        except pa.ArrowInvalid as error:
             raise UserError(
-                "DataMalformed", f"{source.field}.uri: {file.where} is damaged after row {row} ({error}); write it anew"
+                "DataMalformed",
+                f"{source.field}.format: {file.where} is not a parquet file, or is cut short ({error}); leave it out "
+                "with include or exclude, or write it anew",
             ) from error
+        yield table
+
+
+def _parquet_rows(
+    source: Source, file: SourceFile, table: Any, columns: list[str] | None
+) -> Iterator[tuple[dict[str, Any], int]]:
+    """Every row with its number, from 1."""
+    import pyarrow as pa  # noqa: PLC0415
+
+    number = 0
+    try:
+        for batch in table.iter_batches(batch_size=_PARQUET_ROWS, columns=columns):
+            for row in batch.to_pylist():
+                number += 1
+                yield row, number
+    except (pa.ArrowInvalid, UnicodeDecodeError) as error:
+        raise UserError(
+            "DataMalformed", f"{source.field}.uri: {file.where} is damaged after row {number} ({error}); write it anew"
+        ) from error
 
 
 _READERS = {"text": _text, "jsonl": _jsonl, "parquet": _parquet}
+_ROW_READERS = {"text": _text_rows, "jsonl": _jsonl_rows, "parquet": _parquet_as_rows}

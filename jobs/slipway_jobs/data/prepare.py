@@ -25,6 +25,7 @@ from slipway_jobs.data.cache import Cache, Entry
 from slipway_jobs.data.documents import documents
 from slipway_jobs.data.shards import TokenDataset, write_shards
 from slipway_jobs.data.sources import Source, resolve
+from slipway_jobs.data.split import nothing_in, part_of
 from slipway_jobs.data.tokenizer import KIND as TOKENIZERS
 from slipway_jobs.data.tokenizer import TokenizerInfo, load_backend, resolve_tokenizer
 from slipway_jobs.errors import InfrastructureError, UserError
@@ -32,7 +33,7 @@ from slipway_jobs.storage import Storage
 
 DESCRIPTORS = "prepared"
 _FORMAT = 1
-_TRAIN, _EVAL = "data.sources", "data.evalSources"
+_TRAIN, _EVAL, _SPLIT = "data.sources", "data.evalSources", "data.split"
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,9 +117,7 @@ def prepare(
     line), and InfrastructureError for storage and network. What was half done is removed or never used.
     """
     store = Cache(cache, scratch=scratch, progress=progress)
-    train_sources = resolve(data.sources, _TRAIN, store.fingerprints, progress)
-    eval_sources = resolve(data.eval_sources, _EVAL, store.fingerprints, progress)
-    _warn_of_overlap(train_sources, eval_sources, progress)
+    train_sources, eval_sources = _both_parts(data, store, progress)
     tokenizer_entry = resolve_tokenizer(tokenizer, model, train_sources, store, progress)
     train = _tokenized(train_sources, _TRAIN, tokenizer_entry, store, progress)
     held_out = _tokenized(eval_sources, _EVAL, tokenizer_entry, store, progress) if eval_sources else None
@@ -139,6 +138,19 @@ def prepare(
     return prepared
 
 
+def _both_parts(data: Data, cache: Cache, progress: Callable[[str], None]) -> tuple[list[Source], list[Source]]:
+    """What is trained on and what is held out. A tokenizer is trained on the first alone, as everything else."""
+    sources = resolve(data.sources, _TRAIN, cache.fingerprints, progress)
+    if data.split is not None:
+        return (
+            part_of(sources, data.split, held_out=False, field=_SPLIT),
+            part_of(sources, data.split, held_out=True, field=_SPLIT),
+        )
+    held_out = resolve(data.eval_sources, _EVAL, cache.fingerprints, progress)
+    _warn_of_overlap(sources, held_out, progress)
+    return sources, held_out
+
+
 def _tokenized(
     sources: Sequence[Source], field: str, tokenizer_entry: Entry, cache: Cache, progress: Callable[[str], None]
 ) -> Entry:
@@ -157,6 +169,8 @@ def _tokenized(
             directory=directory,
             progress=progress,
         )
+        if meta["documents"] == 0 and sources[0].part is not None:
+            raise nothing_in(sources[0].part, _SPLIT)
         if meta["documents"] == 0:
             raise UserError("DataEmpty", f"{field}: the files hold no document; check what wrote them")
         seconds = time.monotonic() - started

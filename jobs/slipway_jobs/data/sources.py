@@ -20,13 +20,16 @@ import sysconfig
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any, Literal
+from typing import IO, TYPE_CHECKING, Any, Literal
 
 from slipway_api.trainjob import DataSource
 from slipway_jobs.data.fingerprints import FileToHash, Fingerprints, Identity
 from slipway_jobs.data.globs import GlobSet
 from slipway_jobs.errors import InfrastructureError, UserError
 from slipway_jobs.storage import Storage
+
+if TYPE_CHECKING:
+    from slipway_jobs.data.split import Part
 
 STDLIB = "python://stdlib"
 _SAY_ABOVE = 1 << 30  # bytes: below, a second at most
@@ -73,6 +76,7 @@ class Source:
     text_field: str
     files: tuple[SourceFile, ...]
     file_digests: tuple[str, ...]
+    part: Part | None = None  # of a split: only its documents count
 
     @property
     def size(self) -> int:
@@ -86,6 +90,8 @@ class Source:
         digest = hashlib.sha256(json.dumps(header).encode())
         for file, content in zip(self.files, self.file_digests, strict=True):
             digest.update(json.dumps([file.relative, file.identity.size, content]).encode())
+        if self.part is not None:
+            digest.update(json.dumps(self.part.key).encode())
         return digest.hexdigest()
 
     def describe(self) -> dict[str, Any]:
@@ -97,6 +103,7 @@ class Source:
             "files": len(self.files),
             "bytes": self.size,
             "sha256": self.digest,
+            **({"part": self.part.key} if self.part else {}),
         }
 
 

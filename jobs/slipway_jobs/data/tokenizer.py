@@ -27,6 +27,7 @@ from slipway_jobs.data.cache import Cache, Entry
 from slipway_jobs.data.documents import Piece, documents
 from slipway_jobs.data.sources import Source
 from slipway_jobs.errors import InfrastructureError, UserError
+from slipway_jobs.lean_transformers import lean_transformers
 from slipway_jobs.storage import Storage
 
 KIND = "tokenizers"
@@ -252,6 +253,7 @@ def _loaded(source: Path, where: str, field: str, cache: Cache, progress: Callab
 
 def _convert(source: Path, target: Path, where: str, field: str) -> dict[str, Any]:
     """Load with transformers, check what training needs, save as a fast tokenizer."""
+    lean_transformers()
     from transformers import AutoTokenizer  # noqa: PLC0415 - seconds; once per tokenizer
 
     try:

@@ -1,7 +1,4 @@
-"""What a run says to the people who read its log: one line per event, progress at a human cadence.
-
-Programs read reports and the metrics history instead. It only formats and prints; the driver decides what is true.
-"""
+"""What a training run says to the people who read its log."""
 
 from __future__ import annotations
 
@@ -10,42 +7,28 @@ from collections.abc import Callable
 
 from slipway_api.run import Outcome, RunEnd
 from slipway_api.trainjob import Progress
+from slipway_jobs.console import RunConsole, duration
 from slipway_jobs.reporting import RunState
 
-# How long to wait for the next progress line: often at first, when people look, and rarely in a long run.
-_CADENCE = ((60.0, 2.0), (600.0, 10.0), (float("inf"), 60.0))
-
-_HINTS = {
-    Outcome.USER_ERROR: "trying again cannot help: correct the manifest or what it points at",
-    Outcome.OUT_OF_MEMORY: "the next attempt needs a smaller plan",
-    Outcome.INFRASTRUCTURE: "another attempt continues from the last checkpoint",
-    Outcome.PREEMPTED: "another attempt continues from the last checkpoint",
-}
+__all__ = ["Console", "duration"]
 
 
-class Console:
-    """Prints lines that begin with the seconds since `started` (Unix time). Threads may share it."""
+class Console(RunConsole):
+    """The lines of a training run."""
+
+    hints = {  # noqa: RUF012
+        Outcome.USER_ERROR: "trying again cannot help: correct the manifest or what it points at",
+        Outcome.OUT_OF_MEMORY: "the next attempt needs a smaller plan",
+        Outcome.INFRASTRUCTURE: "another attempt continues from the last checkpoint",
+        Outcome.PREEMPTED: "another attempt continues from the last checkpoint",
+    }
 
     def __init__(
         self, started: float, *, now: Callable[[], float] = time.time, write: Callable[[str], None] | None = None
     ) -> None:
-        self._started = started
-        self._now = now
-        self._write = write or (lambda text: print(text, flush=True))  # noqa: T201 - this is the log
+        super().__init__(started, now=now, write=write)
         self._shown = RunState()
-        self._said: set[str] = set()
-        self._next_progress = 0.0
         self._timeline_shown = False
-
-    def line(self, text: str) -> None:
-        """One line, with the seconds since the start."""
-        self._write(f"[{self._now() - self._started:8.1f}s] {text}")
-
-    def once(self, text: str) -> None:
-        """A line that is not worth repeating."""
-        if text not in self._said:
-            self._said.add(text)
-            self.line(text)
 
     def show(self, state: RunState) -> None:
         """Print what is new in a state."""
@@ -70,28 +53,20 @@ class Console:
         if state.checkpoint is not None and state.checkpoint != before.checkpoint:
             self.line(f"checkpoint: step {state.checkpoint.step} at {state.checkpoint.uri}")
 
-    def end(self, end: RunEnd) -> None:
-        """The last line: what happened and what to do."""
-        if end.outcome is Outcome.SUCCEEDED:
-            model = end.model
-            quality = ""
-            if model is not None and model.perplexity is not None:
-                quality = f"; held-out perplexity {model.perplexity}"
-                if model.initial_perplexity is not None:
-                    quality += f", was {model.initial_perplexity}"
-            self.line(f"Succeeded: {end.message}{quality}")
-        else:
-            self.line(f"{end.outcome.value} ({end.reason}): {end.message} [{_HINTS[end.outcome]}]")
+    def _quality(self, end: RunEnd) -> str:
+        model = end.model
+        if model is None or model.perplexity is None:
+            return ""
+        was = "" if model.initial_perplexity is None else f", was {model.initial_perplexity}"
+        return f"; held-out perplexity {model.perplexity}{was}"
 
     def _show_progress(self, progress: Progress, before: Progress | None) -> None:
         if progress.eval_loss is not None and progress.eval_loss != (before.eval_loss if before else None):
             self.line(f"step {progress.step:,}/{progress.steps:,}  held-out loss {progress.eval_loss}")
         if progress.step == 0 or (before is not None and progress.step == before.step):
             return
-        now = self._now()
-        if now < self._next_progress and progress.step < progress.steps:
+        if not self._due(last=progress.step >= progress.steps):
             return
-        self._next_progress = now + next(pause for until, pause in _CADENCE if now - self._started < until)
         parts = [f"step {progress.step:,}/{progress.steps:,}"]
         if progress.loss is not None:
             parts.append(f"loss {progress.loss}")
@@ -111,13 +86,3 @@ class Console:
             parts.append(f"{name} {state.timeline[name] - last:.1f}s")
             last = state.timeline[name]
         self.line(f"start-up: {', '.join(parts)}, in all {last - self._started:.1f}s")
-
-
-def duration(seconds: float) -> str:
-    """`duration(3725) == "1h02m"`."""
-    whole = int(seconds)
-    if whole < 60:
-        return f"{whole}s"
-    if whole < 3600:
-        return f"{whole // 60}m{whole % 60:02d}s"
-    return f"{whole // 3600}h{whole % 3600 // 60:02d}m"

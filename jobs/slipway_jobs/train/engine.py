@@ -23,6 +23,7 @@ from torch import Tensor
 from slipway_api.quantity import parse_quantity
 from slipway_api.run import RunSpec
 from slipway_api.trainjob import CheckpointStatus, PlanStatus, TrainedModel
+from slipway_jobs.cpu_bf16 import fast_bf16_on_cpu
 from slipway_jobs.data import PreparedData, order
 from slipway_jobs.errors import Preempted, UserError
 from slipway_jobs.storage import Storage
@@ -137,6 +138,8 @@ class _Training:
             # Two ranks on two cores with two threads each would fight; the manifest says what a worker may use.
             wanted = int(parse_quantity(self._run.workers.resources.cpu))
             torch.set_num_threads(max(1, min(wanted, os.cpu_count() or 1)))
+            if self._run.training.precision == "bf16":
+                fast_bf16_on_cpu()
 
     # --- the story ------------------------------------------------------------------------------------------------
 

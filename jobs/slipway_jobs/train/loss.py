@@ -71,7 +71,7 @@ class LinearCrossEntropy(torch.autograd.Function):
             slope = logits.sub_(log_sum).exp_()
             slope.scatter_add_(1, index, slope.new_full((1, 1), -1.0).expand_as(index))
             slope = slope.mul_(real.unsqueeze(1)).to(block.dtype)
-            torch.mm(slope, matrix, out=grad_hidden[start : start + rows])
+            grad_hidden[start : start + rows] = slope @ matrix
             if block.dtype == torch.float32:
                 grad_weight.addmm_(slope.t(), block)
             else:

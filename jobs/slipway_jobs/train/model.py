@@ -10,7 +10,6 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import math
-import os
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,13 +18,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from slipway_api.references import FreshModel, HubModel, TrainingModel
+from slipway_api.references import FreshModel, TrainingModel
 from slipway_jobs.data import check_vocabulary
-from slipway_jobs.errors import InfrastructureError, OutOfMemory, UserError
-from slipway_jobs.storage import Storage
+from slipway_jobs.errors import OutOfMemory, UserError
+from slipway_jobs.lean_transformers import lean_transformers
+from slipway_jobs.model_files import check_model_files, hub_snapshot, local_copy
 
 _INITIAL_STD = 0.02  # as GPT-2 and Llama start
-_PICKLED = (".bin", ".pt", ".pth", ".ckpt")
 
 
 @dataclass
@@ -61,13 +60,14 @@ def build(model: TrainingModel, *, vocab_size: int, seed: int, eos_id: int, pad_
     `vocab_size`, `eos_id` and `pad_id` are the tokenizer's; a loaded model keeps its own special tokens.
     Raises UserError ModelNotFound, NoSafetensors, UnknownArchitecture, VocabularyMismatch; InfrastructureError.
     """
+    lean_transformers()
     if model.fresh is not None:
         return _fresh(model.fresh, vocab_size=vocab_size, seed=seed, eos_id=eos_id, pad_id=pad_id)
     with contextlib.ExitStack() as stack:
         if model.hub is not None:
-            directory, base = _hub_snapshot(model.hub)
+            directory, base = hub_snapshot(model.hub)
         elif model.uri is not None:
-            directory = stack.enter_context(_local_copy(model.uri))
+            directory = stack.enter_context(local_copy(model.uri))
             base = {"uri": model.uri}
         else:
             # The operator replaces model.trainJob by the uri of that job's result before it writes the run.
@@ -79,6 +79,7 @@ def build(model: TrainingModel, *, vocab_size: int, seed: int, eos_id: int, pad_
 
 def preload_model(model: TrainingModel) -> None:
     """Import what `build` will need."""
+    lean_transformers()
     if model.fresh is not None:
         import transformers.models.llama.modeling_llama  # noqa: F401, PLC0415
     else:
@@ -165,59 +166,15 @@ def _initial(name: str, shape: torch.Size, std: float | None, seed: int) -> Tens
 # --- loaded -------------------------------------------------------------------------------------------------------
 
 
-@contextlib.contextmanager
-def _local_copy(uri: str) -> Iterator[Path]:
-    storage = Storage(uri, field="model.uri")
-    if storage.local_path is not None:
-        yield storage.local_path
-        return
-    import tempfile  # noqa: PLC0415 - remote models only
+def load_causal_lm(directory: Path, where: str, *, field: str = "model") -> Any:
+    """The causal language model of a Hugging Face directory, float32 in host memory.
 
-    with tempfile.TemporaryDirectory(prefix="slipway-model-") as scratch:
-        try:
-            storage.download("", Path(scratch))
-        except FileNotFoundError as error:
-            raise UserError("ModelNotFound", f"model.uri: there is nothing at {uri}") from error
-        yield Path(scratch)
-
-
-def _hub_snapshot(hub: HubModel) -> tuple[Path, dict[str, Any]]:
-    from huggingface_hub import snapshot_download  # noqa: PLC0415
-    from huggingface_hub.errors import (  # noqa: PLC0415
-        GatedRepoError,
-        LocalEntryNotFoundError,
-        RepositoryNotFoundError,
-        RevisionNotFoundError,
-    )
-
-    patterns = ["*.json", "*.safetensors", "tokenizer*", "*.model", "*.txt"]
-    try:
-        directory = Path(snapshot_download(hub.repo, revision=hub.revision, allow_patterns=patterns))
-    except GatedRepoError as error:
-        raise UserError(
-            "ModelNotFound", f"model.hub: {hub.repo} is gated; accept its terms and give the worker a token (HF_TOKEN)"
-        ) from error
-    except RevisionNotFoundError as error:
-        raise UserError("ModelNotFound", f"model.hub: {hub.repo} has no revision {hub.revision!r}") from error
-    except RepositoryNotFoundError as error:
-        raise UserError("ModelNotFound", f"model.hub: no repository {hub.repo} on {_endpoint()}") from error
-    except LocalEntryNotFoundError as error:
-        raise InfrastructureError("HubUnreachable", f"model.hub: cannot reach {_endpoint()} for {hub.repo}") from error
-    except OSError as error:
-        raise InfrastructureError("HubUnreachable", f"model.hub: cannot fetch {hub.repo}: {error}") from error
-    # A snapshot's directory is named after the commit that the revision stood for.
-    return directory, {"hub": {"repo": hub.repo, "revision": hub.revision, "commit": directory.name}}
-
-
-def _endpoint() -> str:
-    return os.environ.get("HF_ENDPOINT", "the Hugging Face hub")
-
-
-def _load(directory: Path, base: dict[str, Any], *, vocab_size: int) -> BuiltModel:
+    Raises UserError ModelNotFound, NoSafetensors, UnknownArchitecture, ModelUnreadable; OutOfMemory.
+    """
+    lean_transformers()
     from transformers import AutoConfig, AutoModelForCausalLM  # noqa: PLC0415
 
-    where = base.get("uri") or base["hub"]["repo"]
-    _check_files(directory, where)
+    check_model_files(directory, where, field=field)
     try:
         config = AutoConfig.from_pretrained(directory, trust_remote_code=False)
         stored = getattr(config, "dtype", None)
@@ -232,41 +189,28 @@ def _load(directory: Path, base: dict[str, Any], *, vocab_size: int) -> BuiltMod
     except (ValueError, KeyError) as error:
         raise UserError(
             "UnknownArchitecture",
-            f"model: {where} is no causal language model that this version of transformers can build without running "
-            f"the repository's own code ({_first_line(error)})",
+            f"{field}: {where} is no causal language model that this version of transformers can build without "
+            f"running the repository's own code ({_first_line(error)})",
         ) from error
     except MemoryError as error:
         raise OutOfMemory(
-            "OutOfMemory", f"model: {where} does not fit the worker's host memory while loading"
+            "OutOfMemory", f"{field}: {where} does not fit the worker's host memory while loading"
         ) from error
     except Exception as error:  # safetensors and transformers each have their own tree for a damaged file
-        raise UserError("ModelUnreadable", f"model: cannot load {where}: {_first_line(error)}") from error
+        raise UserError("ModelUnreadable", f"{field}: cannot load {where}: {_first_line(error)}") from error
+    lm.stored_dtype = stored if isinstance(stored, torch.dtype) else torch.float32
+    return lm
+
+
+def _load(directory: Path, base: dict[str, Any], *, vocab_size: int) -> BuiltModel:
+    lm = load_causal_lm(directory, base.get("uri") or base["hub"]["repo"])
     check_vocabulary(vocab_size, lm.get_input_embeddings().weight.shape[0])
     return BuiltModel(
         lm=lm,
         parameters=sum(parameter.numel() for parameter in lm.parameters()),
-        stored_dtype=stored if isinstance(stored, torch.dtype) else torch.float32,
+        stored_dtype=lm.stored_dtype,
         base=base,
     )
-
-
-def _check_files(directory: Path, where: str) -> None:
-    """Raises UserError ModelNotFound or NoSafetensors before transformers says it less clearly."""
-    if not directory.is_dir():
-        raise UserError("ModelNotFound", f"model: there is no directory at {where}")
-    names = sorted(path.name for path in directory.iterdir())
-    if "config.json" not in names:
-        raise UserError(
-            "ModelNotFound", f"model: {where} has no config.json; it must be a Hugging Face model directory"
-        )
-    if not any(name.endswith(".safetensors") for name in names):
-        pickled = [name for name in names if name.endswith(_PICKLED)]
-        found = f"only {', '.join(pickled[:5])}" if pickled else "no weights at all"
-        raise UserError(
-            "NoSafetensors",
-            f"model: {where} has {found}. Pickled weights can run code, so only safetensors are read: load the model "
-            "where you trust it and write it again with save_pretrained(), which makes safetensors",
-        )
 
 
 def _first_line(error: BaseException) -> str:

@@ -4,7 +4,9 @@ It is built on DataParallelTrainer with a backend of its own instead of TorchTra
 TorchConfig makes the driver and the controller import torch (4 s of CPU each) only to pass an address around, and
 forms the process group in the controller's call before any rank may import anything else. Here each rank imports
 while the others do and joins the group itself. For the same reason the helpers that a run like ours never uses are
-left out (`_UNUSED_CALLBACKS`, `_FixedWorkers`): each is one more Python process that starts before the first step.
+left out (`_UNUSED_CALLBACKS`, `_FixedWorkers`, `_NoBarrier`), and Ray Train's controller, which Ray puts into an actor,
+runs in the driver: each is one more Python process that starts before the first step, after the one before it. The
+driver must live for the controller to be of use anyway, and a driver that dies takes its workers with it.
 
 Ray's own checkpoints, retries and reports are not used: checkpoints are the engine's, restarts the driver's, and
 reports go through the mailbox. Importing this file imports ray.train and no torch.
@@ -12,6 +14,7 @@ reports go through the mailbox. Importing this file imports ray.train and no tor
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import os
 import sys
@@ -24,14 +27,16 @@ from typing import TYPE_CHECKING, Any
 import ray
 from ray.train import FailureConfig, RunConfig, ScalingConfig
 from ray.train.backend import Backend, BackendConfig
+from ray.train.v2._internal.execution.controller.controller import TrainController
 from ray.train.v2._internal.execution.scaling_policy import FixedScalingPolicy
+from ray.train.v2._internal.execution.worker_group import state as worker_group_state
+from ray.train.v2._internal.execution.worker_group import worker_group
+from ray.train.v2._internal.execution.worker_group.worker_group import WorkerGroup
 from ray.train.v2.api.config import LoggingConfig
 from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
 
-from slipway_api.quantity import parse_quantity
 from slipway_api.run import RunSpec
-from slipway_api.trainjob import WorkerResources
-from slipway_jobs.errors import InfrastructureError
+from slipway_jobs.ray_cluster import worker_resources
 from slipway_jobs.storage import Storage
 from slipway_jobs.train.failures import PEER_LOST, UNEXPECTED, job_error, ray_error
 from slipway_jobs.train.mailbox import Mailbox, Topic
@@ -94,55 +99,73 @@ class _FixedWorkers(FixedScalingPolicy):  # type: ignore[misc]
         pass
 
 
+class _NoBarrier:
+    """In place of SynchronizationActor, the barrier behind `ray.train.report`: nobody calls that here."""
+
+    @classmethod
+    def options(cls, **_: Any) -> type[_NoBarrier]:
+        return cls
+
+    @classmethod
+    def remote(cls, **_: Any) -> _NoBarrier:
+        return cls()
+
+
+class _Workers(WorkerGroup):  # type: ignore[misc]
+    """The worker group of a controller that is no actor: workers get no handle to it (they would ask it for Ray's own
+    checkpoints)."""
+
+    def _init_train_context_on_workers(
+        self, workers: list[Any], sync_actor: Any, train_context_args: dict[str, list[Any]]
+    ) -> None:
+        ray.get(
+            [
+                worker.actor.init_train_context.remote(
+                    train_run_context=self._train_run_context,
+                    distributed_context=worker.distributed_context,
+                    synchronization_actor=None,
+                    storage_context=self._storage_context,
+                    worker_callbacks=self._worker_callbacks_to_propagate,
+                    controller_actor=None,
+                    **{name: values[place] for name, values in train_context_args.items()},
+                )
+                for place, worker in enumerate(workers)
+            ]
+        )
+        self._decorate_worker_log_file_paths(workers)
+
+
+class _Controller(TrainController):  # type: ignore[misc]
+    worker_group_cls = _Workers
+
+
+def _leave_barrier_out() -> None:
+    """Both are called by name within Ray's own functions, so there is nothing to override."""
+    kill = worker_group_state._shutdown_sync_actor
+    if worker_group.SynchronizationActor is not _NoBarrier:
+        worker_group.SynchronizationActor = _NoBarrier
+        worker_group_state._shutdown_sync_actor = lambda actor: None if isinstance(actor, _NoBarrier) else kill(actor)
+
+
 class _Trainer(DataParallelTrainer):  # type: ignore[misc]
     def _create_default_callbacks(self) -> list[RayTrainCallback]:
         return [c for c in super()._create_default_callbacks() if type(c).__name__ not in _UNUSED_CALLBACKS]
 
-    def _initialize_and_run_controller(self, **controller: Any) -> Any:
-        return super()._initialize_and_run_controller(
-            **(controller | {"scaling_policy": _FixedWorkers(self.scaling_config)})
-        )
-
-
-def connect(address: str | None = None) -> None:
-    """Join the Ray cluster (default: the one of RAY_ADDRESS, or of this machine).
-
-    Raises InfrastructureError RayUnreachable, at once or after minutes: the caller must not wait for it.
-    """
-    # Ray complains that it cannot install its own SIGTERM handler from a thread. The driver has one.
-    logging.getLogger("ray._private.worker").setLevel(logging.ERROR)
-    where = address or os.environ.get("RAY_ADDRESS") or "auto"
-    try:
-        ray.init(address=where, logging_level=logging.WARNING, log_to_driver=True)
-    except Exception as error:
-        raise InfrastructureError("RayUnreachable", f"cannot join the Ray cluster at {where}: {error}") from error
-
-
-def disconnect() -> None:
-    """Leave the cluster: every process of this job ends."""
-    ray.shutdown()
-
-
-def worker_resources(resources: WorkerResources) -> dict[str, float]:
-    """What each worker asks of Ray. Not memory: the pod bounds it, and Ray's own figure is 70% of the pod's."""
-    wanted = {"CPU": float(parse_quantity(resources.cpu))}
-    if resources.gpu:
-        wanted["GPU"] = float(resources.gpu)
-    return wanted
-
-
-def missing_resources(run: RunSpec) -> str:
-    """What the whole cluster lacks for all workers at once, in words; empty when there is enough."""
-    there = ray.cluster_resources()
-    lacking = []
-    for name, each in worker_resources(run.workers.resources).items():
-        if each * run.workers.count > there.get(name, 0.0) + 1e-9:
-            lacking.append(f"{each * run.workers.count:g} {name}, there are {there.get(name, 0.0):g}")
-    return "; ".join(lacking)
+    def _initialize_and_run_controller(self, **options: Any) -> Any:
+        _leave_barrier_out()
+        controller = _Controller(**(options | {"scaling_policy": _FixedWorkers(self.scaling_config)}))
+        try:
+            asyncio.run(controller.run())
+        finally:
+            # It has shut its workers down unless it has failed itself.
+            if (left := controller.get_worker_group()) is not None:
+                left.abort()
+        return controller.get_result()
 
 
 def fit(run: RunSpec, mailbox: str) -> None:
     """Start the workers, train, and return when the model is complete. Raises JobError."""
+    logging.getLogger("ray.train").setLevel(logging.WARNING)
     with tempfile.TemporaryDirectory(prefix="slipway-ray-train-", ignore_cleanup_errors=True) as scratch:
         trainer = _Trainer(
             run_rank,

@@ -1,0 +1,27 @@
+"""Precision: of what was called a label, the share that is it."""
+
+from __future__ import annotations
+
+from slipway_jobs.evaluate.metrics.confusion import ConfusionMetric, ratio
+from slipway_jobs.evaluate.metrics.metric import Array
+
+
+class PrecisionMacro(ConfusionMetric):
+    """The mean over labels."""
+
+    name = "precisionMacro"
+
+    def figure(self, hits: Array, predicted: Array, true: Array) -> Array:
+        """Hits over predictions, label by label."""
+        mean: Array = ratio(hits, predicted).mean(axis=-1)
+        return mean
+
+
+class PrecisionMicro(ConfusionMetric):
+    """Over all labels together: with one label for each example, the accuracy."""
+
+    name = "precisionMicro"
+
+    def figure(self, hits: Array, predicted: Array, true: Array) -> Array:
+        """All hits over all predictions."""
+        return ratio(hits.sum(axis=-1), predicted.sum(axis=-1))
