@@ -15,14 +15,19 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import (
+
+from slipway_jobs.lean_transformers import lean_transformers
+
+lean_transformers()  # before the next line, or it is too late
+
+from transformers import (  # noqa: E402
     AutoModelForCausalLM,
     AutoTokenizer,
     StoppingCriteria,
     StoppingCriteriaList,
     TextIteratorStreamer,
 )
-from transformers.utils import logging as transformers_logging
+from transformers.utils import logging as transformers_logging  # noqa: E402
 
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json")
 # Sampling draws from torch's global generator, so two streams of one process take turns.

@@ -1,0 +1,118 @@
+"""A causal language model as the engine uses it: prompts in, then one token a step for every row.
+
+Models whose layers hand keys and values to a cache and take any mask and positions can be served; the others are
+refused by name when they are loaded, not when the first request comes.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from slipway_api.serving import EngineConfig
+from slipway_jobs.errors import OutOfMemory, UserError
+from slipway_jobs.evaluate.scoring.model import ScoringModel
+from slipway_jobs.model_files import directory_digest, model_directory
+from slipway_serving.engine.rows import RowCache
+
+# Plain attention over a cache, a 4-dimensional mask, a linear head without anything after it.
+SUPPORTED = ("LlamaForCausalLM", "MistralForCausalLM", "Qwen2ForCausalLM", "Qwen3ForCausalLM")
+
+
+@dataclass
+class ServedModel:
+    """Weights and tokenizer on a device."""
+
+    lm: Any
+    tokenizer: Any
+    device: torch.device
+    max_context: int
+
+    @classmethod
+    def load(cls, config: EngineConfig, *, gpu: bool) -> ServedModel:
+        """Raises UserError ModelDigestMismatch, UnsupportedArchitecture, and what loading raises; OutOfMemory."""
+        with model_directory(config.model, field="model") as (directory, where):
+            digest = directory_digest(directory)
+            if config.digest and digest != config.digest:
+                raise UserError(
+                    "ModelDigestMismatch",
+                    f"model: the files of {where} are {digest}, asked for was {config.digest}: they have changed since",
+                )
+            try:
+                loaded = ScoringModel.load(directory, where, batch_tokens=1, precision=config.precision, gpu=gpu)
+            except (MemoryError, torch.OutOfMemoryError) as error:
+                raise OutOfMemory("OutOfMemory", f"model: {where} does not fit into memory: {error}") from error
+        name, sliding = type(loaded.lm).__name__, getattr(loaded.lm.config, "sliding_window", None)
+        if name not in SUPPORTED or sliding:
+            window = " with a sliding window" if sliding else ""
+            raise UserError(
+                "UnsupportedArchitecture", f"model: {where} is a {name}{window}; served are {', '.join(SUPPORTED)}"
+            )
+        return cls(loaded.lm, loaded.tokenizer, loaded.device, min(config.max_context_tokens, loaded.max_length))
+
+    @property
+    def vocabulary(self) -> int:
+        """Size of the output layer."""
+        return int(self.lm.get_output_embeddings().weight.shape[0])
+
+    @property
+    def end_tokens(self) -> frozenset[int]:
+        """Tokens that end an answer."""
+        config = getattr(self.lm, "generation_config", None)
+        found = [self.tokenizer.eos_token_id]
+        told = getattr(config, "eos_token_id", None)
+        found += told if isinstance(told, list) else [told]
+        return frozenset(int(token) for token in found if token is not None)
+
+    @torch.inference_mode()
+    def prefill(self, prompts: list[tuple[int, ...]], cache: RowCache) -> Tensor:
+        """Read new prompts into new rows of the cache; the logits after each, float32 [prompts, vocabulary]."""
+        lengths = [len(prompt) for prompt in prompts]
+        longest = max(lengths)
+        cache.begin_prefill(lengths)
+        tokens = torch.zeros((len(prompts), longest), dtype=torch.long)
+        for row, prompt in zip(tokens, prompts, strict=True):
+            row[: len(prompt)] = torch.tensor(prompt)
+        # Right-padded: what is behind a prompt cannot reach it.
+        mask = torch.ones((longest, longest), dtype=torch.bool, device=self.device).tril()
+        hidden = self._forward(tokens, torch.arange(longest)[None], mask[None, None], cache)
+        last = torch.tensor(lengths, device=self.device) - 1
+        return self._logits(hidden[torch.arange(len(prompts), device=self.device), last])
+
+    @torch.inference_mode()
+    def step(self, tokens: list[int], cache: RowCache) -> Tensor:
+        """Add a token to each row; the logits after it, float32 [rows, vocabulary]."""
+        at = torch.tensor(cache.lengths)
+        cache.begin_step()
+        longest = max(cache.lengths)
+        mask = torch.arange(longest, device=self.device)[None] <= at.to(self.device)[:, None]
+        hidden = self._forward(torch.tensor(tokens)[:, None], at[:, None], mask[:, None, None], cache)
+        return self._logits(hidden[:, 0])
+
+    @torch.inference_mode()
+    def embed(self, tokens: list[int]) -> list[float]:
+        """The mean of the last hidden states, of length 1 (L2)."""
+        longest = len(tokens)
+        mask = torch.ones((longest, longest), dtype=torch.bool, device=self.device).tril()
+        hidden = self._forward(torch.tensor([tokens]), torch.arange(longest)[None], mask[None, None], None)
+        mean = hidden[0].float().mean(0)
+        return [float(value) for value in torch.nn.functional.normalize(mean, dim=0)]
+
+    def _forward(self, tokens: Tensor, positions: Tensor, mask: Tensor, cache: RowCache | None) -> Tensor:
+        base = self.lm.get_decoder()
+        output = base(
+            input_ids=tokens.to(self.device),
+            position_ids=positions.to(self.device),
+            attention_mask=mask,
+            past_key_values=cache,
+            use_cache=cache is not None,
+        )
+        hidden: Tensor = output.last_hidden_state
+        return hidden
+
+    def _logits(self, hidden: Tensor) -> Tensor:
+        logits: Tensor = self.lm.get_output_embeddings()(hidden).float()
+        return logits

@@ -1,0 +1,1 @@
+"""The OpenAI-compatible HTTP API: what clients send, and what they get back."""

@@ -1,0 +1,160 @@
+"""What an engine's replica does with a request: tokens in, pieces out, refusals in words. No HTTP, no Ray.
+
+Requests arrive as plain dicts that the router has checked; what only the tokenizer knows (how long a prompt is, whether
+there is a chat template) is checked here. The first thing that comes back is either `{"start": ...}` or
+`{"error": ...}`, so that the router can still choose another version; after it come pieces.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import AsyncIterator, Sequence
+from typing import Any
+
+from slipway_api.serving import EngineConfig
+from slipway_serving.engine.engine import Engine, EngineFailed, QueueFull, warm_up
+from slipway_serving.engine.generation import Generation, Piece, TokenLogprob
+from slipway_serving.engine.model import ServedModel
+from slipway_serving.openai.errors import ApiError
+
+_RETRY_SECONDS = 1
+
+
+class EngineReplica:
+    """A model in this process, behind an engine."""
+
+    def __init__(self, config: EngineConfig, *, gpu: bool) -> None:
+        """Loads the model and warms it up. Raises UserError, OutOfMemory."""
+        self.config = config
+        model = ServedModel.load(config, gpu=gpu)
+        self.engine = Engine(model, max_batch=config.max_batch, max_queue=config.max_queue)
+        warm_up(self.engine)
+
+    @property
+    def _tokenizer(self) -> Any:
+        return self.engine.model.tokenizer
+
+    async def generate(self, request: dict[str, Any]) -> AsyncIterator[dict[str, Any]]:
+        """One answer. `request`: prompt (text or tokens) or messages, and the fields of Generation."""
+        try:
+            generation = self._generation(request)
+            stream = self.engine.stream(generation)
+            yield {"start": {"prompt_tokens": len(generation.prompt), "echo": self._echo(request, generation)}}
+            async for piece in stream:
+                yield self._wire(piece)
+        except ApiError as error:
+            yield {"error": error.to_wire()}
+        except QueueFull as error:
+            yield {"error": ApiError(429, "queue_full", str(error), retry_after=_RETRY_SECONDS).to_wire()}
+        except EngineFailed as error:
+            yield {"error": ApiError(500, "engine_failed", str(error)).to_wire()}
+
+    async def embed(self, inputs: Sequence[str | Sequence[int]]) -> dict[str, Any]:
+        """The embedding of each input, or `{"error": ...}`."""
+        try:
+            tokens = [self._tokens_of(one) for one in inputs]
+            for one in tokens:
+                self._check_length(one, 0)
+            vectors = [await self.engine.call(functools.partial(ServedModel.embed, tokens=one)) for one in tokens]
+        except ApiError as error:
+            return {"error": error.to_wire()}
+        except EngineFailed as error:
+            return {"error": ApiError(500, "engine_failed", str(error)).to_wire()}
+        return {"embeddings": vectors, "prompt_tokens": sum(map(len, tokens))}
+
+    def check_health(self) -> None:
+        """Raises when the engine has failed: Serve then replaces the replica."""
+        if self.engine.failure is not None:
+            raise RuntimeError(f"the engine failed: {self.engine.failure}")
+
+    def load(self) -> dict[str, int]:
+        """How busy it is."""
+        load = self.engine.load
+        return {"running": load.running, "waiting": load.waiting, "cache_tokens": load.cache_tokens}
+
+    # --- requests -------------------------------------------------------------------------------------------------
+
+    def _generation(self, request: dict[str, Any]) -> Generation:
+        tokens = self._prompt(request)
+        asked = int(request["max_tokens"])
+        self._check_length(tokens, 1)
+        return Generation(
+            prompt=tuple(tokens),
+            max_tokens=min(asked, self.engine.model.max_context - len(tokens)),
+            temperature=float(request["temperature"]),
+            top_p=float(request["top_p"]),
+            top_k=int(request.get("top_k", 0)),
+            seed=request.get("seed"),
+            stop=tuple(request.get("stop", ())),
+            presence_penalty=float(request.get("presence_penalty", 0)),
+            frequency_penalty=float(request.get("frequency_penalty", 0)),
+            logprobs=request.get("logprobs"),
+        )
+
+    def _prompt(self, request: dict[str, Any]) -> list[int]:
+        if "messages" not in request:
+            return self._tokens_of(request["prompt"])
+        if not getattr(self._tokenizer, "chat_template", None):
+            raise ApiError(
+                400,
+                "no_chat_template",
+                "the model's tokenizer has no chat template: use /v1/completions, or add a template to the model",
+                param="messages",
+            )
+        try:
+            text = self._tokenizer.apply_chat_template(request["messages"], add_generation_prompt=True, tokenize=False)
+        except Exception as error:  # templates are programs, and some refuse a role
+            raise ApiError(400, "chat_template_failed", f"the chat template: {error}", param="messages") from error
+        return self._tokens_of(text)
+
+    def _tokens_of(self, text: str | Sequence[int]) -> list[int]:
+        if not isinstance(text, str):
+            tokens, size = [int(token) for token in text], self.engine.model.vocabulary
+            wrong = next((token for token in tokens if not 0 <= token < size), None)
+            if wrong is not None:
+                raise ApiError(
+                    400, "invalid_token", f"token {wrong} is not in the vocabulary of {size}", param="prompt"
+                )
+        else:
+            tokens = list(self._tokenizer.encode(text, add_special_tokens=True))
+        if not tokens:
+            first = [self._tokenizer.bos_token_id, *sorted(self.engine.model.end_tokens)]
+            known = [int(token) for token in first if token is not None]
+            if not known:
+                raise ApiError(400, "empty_prompt", "the prompt is empty", param="prompt")
+            tokens = known[:1]
+        return tokens
+
+    def _check_length(self, tokens: Sequence[int], room: int) -> None:
+        most = self.engine.model.max_context
+        if len(tokens) + room > most:
+            raise ApiError(
+                400,
+                "context_length_exceeded",
+                f"the prompt has {len(tokens)} tokens, and the context {most} with the answer: shorten the prompt",
+                param="messages",
+            )
+
+    def _echo(self, request: dict[str, Any], generation: Generation) -> str:
+        if not request.get("echo"):
+            return ""
+        text: str = self._tokenizer.decode(list(generation.prompt), skip_special_tokens=True)
+        return text
+
+    # --- pieces ---------------------------------------------------------------------------------------------------
+
+    def _wire(self, piece: Piece) -> dict[str, Any]:
+        wire: dict[str, Any] = {"text": piece.text, "tokens": piece.tokens}
+        if piece.finish is not None:
+            wire["finish"] = piece.finish
+        if piece.logprobs:
+            wire["logprobs"] = [self._told(one) for one in piece.logprobs]
+        return wire
+
+    def _told(self, one: TokenLogprob) -> dict[str, Any]:
+        top = [self._token(token) | {"logprob": logprob} for token, logprob in one.top]
+        return self._token(one.token) | {"logprob": one.logprob, "top": top}
+
+    def _token(self, token: int) -> dict[str, Any]:
+        text = self._tokenizer.decode([token])
+        return {"token": text, "bytes": list(text.encode())}

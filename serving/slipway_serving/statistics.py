@@ -1,0 +1,132 @@
+"""What each version has done, for Prometheus, for the operator and for whoever asks: counts since the process began."""
+
+from __future__ import annotations
+
+import bisect
+import random
+from collections import deque
+from dataclasses import dataclass, field
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+
+from slipway_api.serving import VersionStatistics
+
+_RECENT = 1024  # latencies that percentiles are taken of
+_SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120)
+
+
+class Recent:
+    """Percentiles of the last thousand values."""
+
+    def __init__(self) -> None:
+        self._values: deque[float] = deque(maxlen=_RECENT)
+
+    def add(self, value: float) -> None:
+        """Take note of a value."""
+        self._values.append(value)
+
+    def percentile(self, percent: float) -> float | None:
+        """The nearest-rank percentile; None before the first value."""
+        if not self._values:
+            return None
+        ordered = sorted(self._values)
+        return ordered[min(len(ordered) - 1, int(percent / 100 * len(ordered)))]
+
+
+@dataclass
+class _Version:
+    requests: int = 0
+    errors: int = 0
+    tokens: int = 0
+    latency: Recent = field(default_factory=Recent)
+    first_token: Recent = field(default_factory=Recent)
+    feedback: int = 0
+    positive: int = 0
+
+
+class Statistics:
+    """Counters and histograms of a router."""
+
+    def __init__(self) -> None:
+        self.registry = CollectorRegistry()
+        self._versions: dict[str, _Version] = {}
+        version = ["version"]
+        self._requests = Counter("slipway_requests", "Requests.", ["version", "status"], registry=self.registry)
+        self._tokens = Counter("slipway_tokens", "Generated tokens.", version, registry=self.registry)
+        self._prompt = Counter("slipway_prompt_tokens", "Tokens of prompts.", version, registry=self.registry)
+        self._first = Histogram(
+            "slipway_time_to_first_token_seconds", "", version, registry=self.registry, buckets=_SECONDS
+        )
+        self._between = Histogram("slipway_inter_token_seconds", "", version, registry=self.registry, buckets=_SECONDS)
+        self._whole = Histogram("slipway_request_seconds", "", version, registry=self.registry, buckets=_SECONDS)
+        self._ongoing = Gauge("slipway_ongoing_requests", "Requests at work.", version, registry=self.registry)
+
+    def _of(self, version: str) -> _Version:
+        return self._versions.setdefault(version, _Version())
+
+    def began(self, version: str) -> None:
+        """A request goes to this version."""
+        self._ongoing.labels(version).inc()
+
+    def first(self, version: str, seconds: float, prompt_tokens: int) -> None:
+        """Its first token is there."""
+        self._of(version).first_token.add(seconds)
+        self._first.labels(version).observe(seconds)
+        self._prompt.labels(version).inc(prompt_tokens)
+
+    def ended(self, version: str, status: int, seconds: float, tokens: int, first_seconds: float | None) -> None:
+        """A request has ended. Errors are those of the server: the client's own say nothing about a version."""
+        self._ongoing.labels(version).dec()
+        self._requests.labels(version, str(status)).inc()
+        counted = self._of(version)
+        if status >= 500 or status < 400:
+            counted.requests += 1
+        counted.errors += status >= 500
+        if status < 400:
+            counted.tokens += tokens
+            counted.latency.add(seconds)
+            self._tokens.labels(version).inc(tokens)
+            self._whole.labels(version).observe(seconds)
+            if first_seconds is not None and tokens > 1:
+                self._between.labels(version).observe((seconds - first_seconds) / (tokens - 1))
+
+    def heard(self, version: str, *, positive: bool | None) -> None:
+        """Somebody has said what they think of an answer."""
+        counted = self._of(version)
+        counted.feedback += 1
+        counted.positive += positive is True
+
+    def told(self) -> list[VersionStatistics]:
+        """All versions, for the operator. Times in milliseconds."""
+
+        def milliseconds(recent: Recent, percent: float) -> float | None:
+            value = recent.percentile(percent)
+            return None if value is None else 1000 * value
+
+        return [
+            VersionStatistics(
+                name=name,
+                requests=one.requests,
+                errors=one.errors,
+                tokens=one.tokens,
+                latency_p50_ms=milliseconds(one.latency, 50),
+                latency_p99_ms=milliseconds(one.latency, 99),
+                first_token_p50_ms=milliseconds(one.first_token, 50),
+                first_token_p99_ms=milliseconds(one.first_token, 99),
+                feedback_count=one.feedback,
+                feedback_positive=one.positive,
+            )
+            for name, one in list(self._versions.items())[-8:]
+        ]
+
+
+def pick(names: list[str], weights: list[int], draws: random.Random) -> str:
+    """One of the names by weight; the first where all weights are 0."""
+    total = sum(weights)
+    if total == 0:
+        return names[0]
+    ends, end = [], 0
+    for weight in weights:
+        end += weight
+        ends.append(end)
+    return names[bisect.bisect_right(ends, draws.random() * total)]
