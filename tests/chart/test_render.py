@@ -151,6 +151,8 @@ def test_what_must_outlive_the_release_is_kept(rendered: Callable[[str], Objects
         if (obj["metadata"].get("annotations") or {}).get("helm.sh/resource-policy") == "keep"
     }
     assert kept == {
+        ("CustomResourceDefinition", "deployments.slipway.dev"),
+        ("CustomResourceDefinition", "evaljobs.slipway.dev"),
         ("CustomResourceDefinition", "trainjobs.slipway.dev"),
         ("Secret", "slipway-report-key"),
         ("Secret", "slipway-report-tls"),

@@ -5,15 +5,20 @@ The real `slipway up`, with Ray, is tested in tests/e2e.
 
 from __future__ import annotations
 
+import asyncio
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
 
 from slipway_api.crd import crds
 from slipway_cli.commands.up import next_steps
+from slipway_local.layout import Layout
+from slipway_local.service_list import list_services
+from slipway_operator.kube.resource import RAYSERVICES
 
 from .conftest import MANIFEST, World
 
@@ -47,6 +52,34 @@ def test_purge_leaves_a_folder_alone_that_is_not_ours(world: World, nothing: Pat
 def test_status_names_what_is_not_ready(world: World) -> None:
     result = world.slipway("status")  # an API server alone, without a supervisor
     assert result.code == 1
+
+
+def test_services_are_listed_with_their_url_or_what_is_wrong(world: World) -> None:
+    def made(name: str, status: str, **annotations: str) -> dict[str, Any]:
+        return {
+            "metadata": {"name": name, "namespace": "default", "annotations": annotations},
+            "status": {"conditions": [{"type": "Ready", "status": status, "message": "no room\nat all"}]},
+        }
+
+    def create(obj: dict[str, Any]) -> None:
+        created = world.api(lambda client: client.create(RAYSERVICES, obj))
+        patch = {"status": obj["status"]}
+        world.api(
+            lambda client: client.merge_patch(
+                RAYSERVICES, "default", created["metadata"]["name"], patch, subresource="status"
+            )
+        )
+
+    create(made("good", "True", **{"slipway.dev/url": "http://127.0.0.1:1/default/good"}))
+    create(made("waits", "False"))
+    good, waits = asyncio.run(list_services(Layout(world.home)))
+    assert (good.name, good.ready, good.url, good.problem) == (
+        "default/good",
+        True,
+        "http://127.0.0.1:1/default/good",
+        "",
+    )
+    assert (waits.ready, waits.url, waits.problem) == (False, "", "no room\nat all")
 
 
 def test_kubeconfig(world: World, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -59,13 +59,13 @@ class Stack:
         together = {"apiVersion": "v1", "kind": "List", "items": objects}
         return self.kubectl("apply", "-f", "-", stdin=json.dumps(together), check=check)
 
-    def get(self, name: str) -> dict[str, Any]:
-        """The TrainJob, by plain HTTPS: a kubectl for each poll would take the CPU that training needs."""
+    def get(self, name: str, resource: str = "trainjobs") -> dict[str, Any]:
+        """One of our objects, by plain HTTPS: a kubectl for each poll would take the CPU that training needs."""
         config = yaml.safe_load((self.home / "apiserver" / "kubeconfig").read_text())
         cluster = config["clusters"][0]["cluster"]
         authority = base64.b64decode(cluster["certificate-authority-data"]).decode()
         request = urllib.request.Request(
-            f"{cluster['server']}/apis/slipway.dev/v1alpha1/namespaces/default/trainjobs/{name}",
+            f"{cluster['server']}/apis/slipway.dev/v1alpha1/namespaces/default/{resource}/{name}",
             headers={"Authorization": f"Bearer {config['users'][0]['user']['token']}"},
         )
         trust = ssl.create_default_context(cadata=authority)
@@ -73,16 +73,22 @@ class Stack:
             found: dict[str, Any] = json.load(answer)
         return found
 
-    def status(self, name: str) -> dict[str, Any]:
-        status: dict[str, Any] = self.get(name).get("status") or {}
+    def status(self, name: str, resource: str = "trainjobs") -> dict[str, Any]:
+        status: dict[str, Any] = self.get(name, resource).get("status") or {}
         return status
 
-    def wait(self, name: str, until: Callable[[dict[str, Any]], Any], timeout: float = 180) -> dict[str, Any]:
-        """Poll the job's status until the condition holds; the status."""
+    def wait(
+        self,
+        name: str,
+        until: Callable[[dict[str, Any]], Any],
+        timeout: float = 180,
+        resource: str = "trainjobs",
+    ) -> dict[str, Any]:
+        """Poll the object's status until the condition holds; the status."""
         deadline = time.monotonic() + timeout
         status: dict[str, Any] = {}
         while time.monotonic() < deadline:
-            status = self.status(name)
+            status = self.status(name, resource)
             if until(status):
                 return status
             time.sleep(0.2)

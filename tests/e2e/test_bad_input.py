@@ -12,6 +12,8 @@ from .conftest import Stack, condition, finished, train_job
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(300)]
 
+ONE = {"count": 1, "resources": {"cpu": "1", "memory": "512Mi"}}  # two jobs at a time
+
 
 def edited(corpus: Path, path: str, value: Any) -> dict[str, Any]:
     """A good job with one field replaced; None removes it."""
@@ -83,11 +85,11 @@ def rejected(corpus: Path, tmp_path: Path) -> dict[str, tuple[dict[str, Any], st
     def source(uri: str, **more: str) -> dict[str, Any]:
         return {"sources": [{"uri": uri, **more}], "sequenceLength": 64}
 
-    no_tokenizer = train_job("no-safetensors", corpus, model={"uri": pickled.as_uri()})
+    no_tokenizer = train_job("no-safetensors", corpus, model={"uri": pickled.as_uri()}, workers=ONE)
     del no_tokenizer["spec"]["tokenizer"]
     too_many = train_job("too-many", corpus, workers={"count": 64})
     too_many["spec"]["training"]["globalBatchSize"] = 128
-    nan = train_job("diverges", corpus)
+    nan = train_job("diverges", corpus, workers=ONE)
     nan["spec"]["training"]["optimizer"] = {"learningRate": "1e12"}
     nan["spec"]["training"]["maxGradNorm"] = "0"
     return {
@@ -108,7 +110,7 @@ def test_bad_runs_fail_once_with_the_reason_and_leave_a_good_one_alone(
     stack: Stack, corpus: Path, tmp_path: Path
 ) -> None:
     cases = rejected(corpus, tmp_path)
-    stack.apply(*[job for job, _, _ in cases.values()], train_job("good", corpus))
+    stack.apply(*[job for job, _, _ in cases.values()], train_job("good", corpus, workers=ONE))
     for name, (_, reason, told) in cases.items():
         status = stack.wait(name, finished, timeout=240)
         failed = condition(status, "Failed")
@@ -116,4 +118,6 @@ def test_bad_runs_fail_once_with_the_reason_and_leave_a_good_one_alone(
         assert told in failed[2], f"{name}: {failed}"
         assert reason in ("", failed[1]), f"{name}: {failed}"
         assert len(status.get("attempts", [])) <= 1, f"{name} was tried again"
+        log = stack.run("slipway", "logs", f"tj/{name}") if status.get("attempts") else ""
+        assert "starting the workers again" not in log, f"{name}: a user's error was taken for a crash"
     stack.finish("good")

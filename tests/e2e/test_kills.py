@@ -114,6 +114,7 @@ def test_a_rank_and_then_the_driver_killed(
     resumed = [row["resumedFromStep"] for row in (*before, *after) if row["kind"] == "start"]
     assert resumed[0] is None and resumed[2:] == [status["attempts"][1]["resumedFromStep"]]
     assert first - resumed[1] <= INTERVAL
+    assert steps(before) == list(range(1, len(steps(before)) + 1)), "no step is lost or told twice"
     assert max(second, *steps(before)) - resumed[2] <= INTERVAL
     assert steps(after) == list(range(resumed[2] + 1, STEPS + 1))
 
@@ -176,16 +177,19 @@ def test_deepspeed_resumes_close(stack: Stack, corpus: Path) -> None:
         assert (value - theirs[key]).abs().max() <= 1e-4, key
 
 
-def test_a_damaged_checkpoint_is_skipped_and_named(
+def test_suspended_and_resumed_with_a_damaged_checkpoint(
     stack: Stack, corpus: Path, undisturbed: Callable[[str], dict[str, Any]]
 ) -> None:
+    """Suspend frees everything; resume skips the newest checkpoint, says why, and continues from the one before."""
     made = job("damaged", corpus, STRATEGIES["fsdp"])
     made["spec"]["checkpoint"] = {"everySteps": 10, "keepLast": 3}
     stack.apply(made)
     stack.wait("damaged", lambda s: s.get("checkpoint", {}).get("step", 0) >= 20)
     stack.kubectl("patch", "tj", "damaged", "--type=merge", "-p", '{"spec":{"suspend":true}}')
     status = stack.wait("damaged", lambda s: condition(s, "Suspended")[0] == "True", timeout=60)
-    newest = sorted((stack.storage(status) / "checkpoints").glob("step-*"))[-1]
+    assert not stack.processes("slipway_jobs.train")
+    assert not stack.processes("RayTrainWorker")
+    before, newest = sorted((stack.storage(status) / "checkpoints").glob("step-*"))[-2:]
     shard = next(p for p in sorted(newest.iterdir()) if p.suffix == ".distcp")
     content = bytearray(shard.read_bytes())
     content[len(content) // 2] ^= 1
@@ -195,4 +199,6 @@ def test_a_damaged_checkpoint_is_skipped_and_named(
     (skipped,) = status["skippedCheckpoints"]
     assert newest.name in skipped["uri"]
     assert shard.name in skipped["reason"]
+    assert [a["outcome"] for a in status["attempts"]] == ["Suspended", "Succeeded"]
+    assert status["attempts"][1]["resumedFromStep"] == int(before.name.split("-")[1]) >= 10
     assert weights(model_of(status)) == weights(model_of(undisturbed("fsdp")))

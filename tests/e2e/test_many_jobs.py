@@ -59,5 +59,10 @@ def assert_order(started: dict[str, str]) -> None:
     patient = [f"many-{i:02}" for i in range(COUNT - 4)]
     early = next(i for i, name in enumerate(order) if name in urgent)
     assert early <= 3, order
-    assert order[early : early + 4] == urgent, order
-    assert [n for n in order if n in patient] == patient, order
+    assert in_order(order[early : early + 4], urgent), order
+    assert in_order([n for n in order if n in patient], patient), order
+
+
+def in_order(found: list[str], wanted: list[str]) -> bool:
+    """Whether each stands at its place, or beside it: two start together, and either may be up first."""
+    return sorted(found) == sorted(wanted) and all(abs(wanted.index(n) - i) <= 1 for i, n in enumerate(found))

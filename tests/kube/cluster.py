@@ -71,6 +71,16 @@ class Cluster:
         body = {"apiVersion": TRAINJOBS.api_version, "kind": "TrainJob", "metadata": metadata, "spec": SPEC | spec}
         return await self.client.create(TRAINJOBS, body)
 
+    async def make_object(self, resource: Resource, name: str, spec: dict[str, Any]) -> dict[str, Any]:
+        """An object of one of our kinds."""
+        metadata = {"name": name, "namespace": self.namespace}
+        body = {"apiVersion": resource.api_version, "kind": resource.kind, "metadata": metadata, "spec": spec}
+        return await self.client.create(resource, body)
+
+    async def change(self, resource: Resource, name: str, patch: dict[str, Any]) -> None:
+        """What a user would change."""
+        await self.client.merge_patch(resource, self.namespace, name, patch)
+
     async def all(self, resource: Resource, selector: str | None = None) -> list[dict[str, Any]]:
         """All objects of a kind in the namespace."""
         return (await self.client.list(resource, self.namespace, label_selector=selector))[0]

@@ -15,12 +15,24 @@ import aiohttp
 
 from slipway_api.run import RUN_ENV, report_token
 from slipway_operator.kube.errors import KubeError, NotFound
-from slipway_operator.kube.resource import RAYJOBS, TRAINJOBS
+from slipway_operator.kube.resource import EVALJOBS, RAYJOBS, TRAINJOBS
 
 from .cluster import RUN_KEY, Cluster
 
 MODEL = {"uri": "file:///m", "digest": "sha256:0", "parameters": 1}
 END = {"outcome": "Succeeded", "reason": "ModelSaved", "message": "mimicked", "model": MODEL}
+EVALUATED = {
+    "outcome": "Succeeded",
+    "reason": "ResultsSaved",
+    "message": "mimicked",
+    "results": {"uri": "file:///r", "report": "file:///r/report.html"},
+}
+EVALUATION = {
+    "progress": {"done": 9, "total": 9},
+    "suites": [{"name": "held-out", "state": "Succeeded", "examples": 9, "done": 9}],
+    "metrics": [{"suite": "held-out", "metric": "perplexity", "value": "9", "higherIsBetter": False, "count": 9}],
+    "model": {"uri": MODEL["uri"], "digest": MODEL["digest"]},
+}
 _FAILS_FIRST = "retry"  # the name of a job whose first attempt dies
 _EXIT = "Job entrypoint command failed with exit code 75, last available logs (truncated to 20,000 chars):\n"
 
@@ -59,7 +71,8 @@ class Runs:
 
     async def _look(self, http: aiohttp.ClientSession) -> None:
         ray_jobs = {one["metadata"]["uid"]: one for one in await self.cluster.all(RAYJOBS)}
-        jobs = {one["metadata"]["uid"] for one in await self.cluster.all(TRAINJOBS)}
+        kinds = [await self.cluster.all(kind) for kind in (TRAINJOBS, EVALJOBS)]
+        jobs = {one["metadata"]["uid"] for kind in kinds for one in kind}
         for uid, ray_job in ray_jobs.items():
             if uid not in self.seen:
                 self.seen[uid] = ray_job["metadata"]["name"]
@@ -79,7 +92,9 @@ class Runs:
             await self._set(ray_job, jobStatus="RUNNING", jobDeploymentStatus="Running")
             head = ray_job["spec"]["rayClusterSpec"]["headGroupSpec"]["template"]["spec"]["containers"][0]
             run = json.loads(next(e["value"] for e in head["env"] if e["name"] == RUN_ENV))
-            await self._report(http, run, 1, stage="Training", progress={"step": 5, "steps": 10, "loss": "2.5"})
+            training = run["kind"] == "trainjobs"
+            if training:
+                await self._report(http, run, 1, stage="Training", progress={"step": 5, "steps": 10, "loss": "2.5"})
             await asyncio.sleep(self.seconds)
             self._ending.add(ray_job["metadata"]["uid"])
             if run["attempt"] == 1 and _FAILS_FIRST in run["name"]:
@@ -87,7 +102,10 @@ class Runs:
                     ray_job, jobStatus="FAILED", jobDeploymentStatus="Failed", reason="AppFailed", message=_EXIT
                 )
                 return
-            await self._report(http, run, 2, stage="Ended", end=END)
+            if training:
+                await self._report(http, run, 2, stage="Ended", end=END)
+            else:
+                await self._report(http, run, 2, stage="Ended", evaluation=EVALUATION, end=EVALUATED)
             await self._set(ray_job, jobStatus="SUCCEEDED", jobDeploymentStatus="Complete")
 
     async def _set(self, ray_job: dict[str, Any], **status: Any) -> None:
@@ -111,7 +129,7 @@ class Runs:
                 return
 
     async def _report(self, http: aiohttp.ClientSession, run: dict[str, Any], sequence: int, **body: Any) -> None:
-        url = f"http://{self.reports}/v1/runs/{run['namespace']}/{run['name']}/{run['uid']}/{run['attempt']}"
+        url = f"http://{self.reports}/v1/runs/{run['kind']}/{run['namespace']}/{run['name']}/{run['uid']}/{run['attempt']}"
         headers = {"Authorization": f"Bearer {report_token(RUN_KEY, run['uid'], run['attempt'])}"}
         message = {"sequence": sequence, "time": "2026-01-01T00:00:00Z", **body}
         while True:

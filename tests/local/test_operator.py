@@ -19,7 +19,7 @@ from slipway_operator.config import LeaderElectionConfig, MetricsConfig, Operato
 from slipway_operator.kube.client import Client
 from slipway_operator.kube.config import load_config
 from slipway_operator.kube.errors import Invalid, NotFound
-from slipway_operator.kube.resource import EVENTS, RAYJOBS, TRAINJOBS
+from slipway_operator.kube.resource import EVALJOBS, EVENTS, RAYJOBS, TRAINJOBS
 
 SPEC: dict[str, Any] = {
     "model": {"fresh": {"hiddenSize": 64, "layers": 2, "heads": 4}},
@@ -123,3 +123,51 @@ async def eventually(check: Callable[[], Any], limit: float = 30) -> None:
     while not await check():
         assert time.monotonic() < deadline, "did not happen in time"
         await asyncio.sleep(0.05)
+
+
+async def test_a_cross_validation_makes_its_jobs_and_they_go_with_it(cluster: Cluster) -> None:
+    client = cluster.client
+    await cluster.create("base", suspend=True)
+    metadata = {"name": "cv", "namespace": "default"}
+    spec = {
+        "model": {"trainJob": {"name": "base"}},
+        "suites": [{"name": "held-out", "languageModeling": {}}],
+        "crossValidation": {"folds": 2},
+        "suspend": True,
+    }
+    await client.create(
+        EVALJOBS, {"apiVersion": EVALJOBS.api_version, "kind": "EvalJob", "metadata": metadata, "spec": spec}
+    )
+
+    async def reason() -> str | None:
+        status = (await client.get(EVALJOBS, "default", "cv")).get("status") or {}
+        return (c.find_condition(status.get("conditions", []), c.RUNNING) or {}).get("reason")
+
+    async def suspended() -> dict[tuple[str, str], bool]:
+        found = [*(await client.list(TRAINJOBS, "default"))[0], *(await client.list(EVALJOBS, "default"))[0]]
+        folds = [job for job in found if "-fold-" in job["metadata"]["name"]]
+        return {(job["kind"], job["metadata"]["name"]): job["spec"]["suspend"] for job in folds}
+
+    async def told_suspended() -> bool:
+        return await reason() == c.SUSPENDED_BY_USER
+
+    await eventually(told_suspended)
+    assert await suspended() == {}
+    await client.merge_patch(EVALJOBS, "default", "cv", {"spec": {"suspend": False}})
+    names = [(kind, f"cv-fold-{fold}") for kind in ("TrainJob", "EvalJob") for fold in range(2)]
+
+    async def all_are(value: bool) -> bool:
+        return await suspended() == dict.fromkeys(names, value)
+
+    await eventually(lambda: all_are(False))
+    await cluster.until("cv-fold-0", c.WAITING_FOR_RESOURCES)
+    made = await client.get(TRAINJOBS, "default", "cv-fold-1")
+    assert made["spec"]["data"]["split"] == {"folds": 2, "fold": 1, "seed": 0}
+    await client.merge_patch(EVALJOBS, "default", "cv", {"spec": {"suspend": True}})
+    await eventually(lambda: all_are(True))
+    await client.delete(EVALJOBS, "default", "cv")
+
+    async def gone() -> bool:
+        return await suspended() == {}
+
+    await eventually(gone)

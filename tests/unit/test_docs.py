@@ -13,7 +13,8 @@ import yaml
 from slipway_api import conditions
 
 ROOT = Path(__file__).resolve().parents[2]
-TYPES = {"PLANNED", "SUSPENDED", "RUNNING", "SUCCEEDED", "FAILED"}
+TYPES = {"PLANNED", "SUSPENDED", "RUNNING", "SUCCEEDED", "FAILED", "PASSED"}
+TYPES |= {"GATE_PASSED", "AVAILABLE", "PROGRESSING", "DEGRADED"}  # of a Deployment
 REASONS = {
     name: value
     for name, value in vars(conditions).items()

@@ -10,7 +10,7 @@ from pydantic import ValidationError
 from slipway_operator.config import NetworkPolicyConfig
 from slipway_operator.network_policy import network_policy
 
-JOB = {"metadata": {"name": "job", "namespace": "team", "uid": "u"}}
+JOB = {"kind": "TrainJob", "metadata": {"name": "job", "namespace": "team", "uid": "u"}}
 CONFIG: dict[str, Any] = {
     "operatorNamespace": "slipway-system",
     "operatorLabels": {"app": "slipway"},
@@ -21,7 +21,7 @@ OWN = {"podSelector": {"matchLabels": {"slipway.dev/trainjob": "job"}}}
 
 
 def spec(**changes: Any) -> dict[str, Any]:
-    made: dict[str, Any] = network_policy(JOB, NetworkPolicyConfig.model_validate(CONFIG | changes))["spec"]
+    made: dict[str, Any] = network_policy(JOB, "job", NetworkPolicyConfig.model_validate(CONFIG | changes))["spec"]
     return made
 
 
@@ -62,7 +62,7 @@ def test_without_ports_nothing_leaves_the_cluster() -> None:
 
 
 def test_the_policy_goes_with_its_job() -> None:
-    (owner,) = network_policy(JOB, NetworkPolicyConfig.model_validate(CONFIG))["metadata"]["ownerReferences"]
+    (owner,) = network_policy(JOB, "job", NetworkPolicyConfig.model_validate(CONFIG))["metadata"]["ownerReferences"]
     assert (owner["kind"], owner["uid"]) == ("TrainJob", "u")
 
 

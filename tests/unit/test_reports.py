@@ -33,7 +33,7 @@ class Endpoint:
     async def answer(self, body: Any, attempt: int = 1, token: str | None = None, uid: str = UID) -> Any:
         bearer = report_token(KEY, uid, attempt) if token is None else token
         return await self.client.post(
-            f"/v1/runs/team/job/{uid}/{attempt}", json=body, headers={"Authorization": f"Bearer {bearer}"}
+            f"/v1/runs/trainjobs/team/job/{uid}/{attempt}", json=body, headers={"Authorization": f"Bearer {bearer}"}
         )
 
 
@@ -63,7 +63,7 @@ async def test_a_report_is_kept_and_wakes_the_reconciler(endpoint: Endpoint) -> 
     assert await endpoint.post(report()) == 200
     attempt, kept = endpoint.store.latest(UID)
     assert (attempt, kept.stage if kept else None) == (1, "Training")
-    assert endpoint.woken == [(RunKey("team", "job", UID, 1), True)]
+    assert endpoint.woken == [(RunKey("trainjobs", "team", "job", UID, 1), True)]
 
 
 async def test_progress_within_a_stage_is_not_urgent(endpoint: Endpoint) -> None:

@@ -21,7 +21,7 @@ def test_it():
     runs.write_text(str(int(runs.read_text()) + 1) if runs.exists() else "1")
     if {stalled} and runs.read_text() == "1":
         # The whole process stands still, as on a machine that is held up.
-        subprocess.Popen(["sh", "-c", f"kill -STOP {{os.getpid()}}; sleep 0.6; kill -CONT {{os.getpid()}}"])
+        subprocess.Popen(["sh", "-c", f"sleep 0.1; kill -STOP {{os.getpid()}}; sleep 0.6; kill -CONT {{os.getpid()}}"])
     before = time.monotonic()
     time.sleep(0.3)
     assert time.monotonic() - before < 0.45 and not {wrong}

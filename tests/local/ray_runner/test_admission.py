@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from slipway_local.ray_runner.admission import Waiting, admit, refuse_impossible
-from slipway_local.ray_runner.errors import InvalidRayJob
+from slipway_local.ray_runner.errors import InvalidSpec
 from slipway_local.ray_runner.resources import Resources, describe
 
 GI = 1024**3
@@ -68,7 +68,7 @@ def test_message_for_one_that_would_fit_but_is_not_first() -> None:
     ],
 )
 def test_impossible(need: Resources, words: tuple[str, ...]) -> None:
-    with pytest.raises(InvalidRayJob) as caught:
+    with pytest.raises(InvalidSpec) as caught:
         refuse_impossible(need, MACHINE)
     for word in words:
         assert word in str(caught.value)

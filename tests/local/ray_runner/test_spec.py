@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from slipway_local.ray_runner.errors import InvalidRayJob
+from slipway_local.ray_runner.errors import InvalidSpec
 from slipway_local.ray_runner.resources import Resources
 from slipway_local.ray_runner.spec import read_rayjob
 
@@ -91,7 +91,7 @@ def test_need(job: dict[str, Any], need: Resources) -> None:
     ],
 )
 def test_refused_with_its_path(path: str, value: Any, told: str) -> None:
-    with pytest.raises(InvalidRayJob) as caught:
+    with pytest.raises(InvalidSpec) as caught:
         read_rayjob(with_at(rayjob(), path, value))
     assert caught.value.path == told
     assert str(caught.value).startswith(told)
@@ -119,7 +119,7 @@ def test_refused_with_its_path(path: str, value: Any, told: str) -> None:
 def test_volumes_that_are_refused(volume: dict[str, Any], mount: dict[str, Any], told: str) -> None:
     head = pod(volumeMounts=[{"name": "v", **mount}])
     head["spec"]["volumes"] = [{"name": "v", **volume}]
-    with pytest.raises(InvalidRayJob) as caught:
+    with pytest.raises(InvalidSpec) as caught:
         read_rayjob(rayjob(head=head))
     assert caught.value.path.endswith(told)
 
@@ -149,7 +149,7 @@ def test_times_and_ids() -> None:
 
 
 def test_suspend_needs_shutdown_as_in_kuberay() -> None:
-    with pytest.raises(InvalidRayJob, match=r"spec\.suspend"):
+    with pytest.raises(InvalidSpec, match=r"spec\.suspend"):
         read_rayjob(with_at(rayjob(suspend=True), "spec.shutdownAfterJobFinishes", False))
 
 

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from slipway_local.ray_runner.errors import InvalidRayJob, MissingReference
+from slipway_local.ray_runner.errors import InvalidSpec, MissingReference
 from slipway_local.ray_runner.pod import ObjectRef
 from slipway_local.ray_runner.rundir import RunDirs
 from slipway_local.ray_runner.spec import read_rayjob
@@ -177,7 +177,7 @@ def test_workers_have_their_own_plain_variables_and_no_secret_ones() -> None:
     assert (shown["ROLE"], shown["SAME"], shown["NCCL_DEBUG"]) == ("worker", "1", "INFO")
     assert "export ROLE=head" in made.files["launch.sh"].decode()
     container["env"] = [secret_env("TOKEN")]
-    with pytest.raises(InvalidRayJob, match=r"workerGroupSpecs\[0\].*env\[0\].*mount the Secret"):
+    with pytest.raises(InvalidSpec, match=r"workerGroupSpecs\[0\].*env\[0\].*mount the Secret"):
         launch(job)
 
 
@@ -200,7 +200,7 @@ def test_the_entrypoint_is_left_as_it_is() -> None:
 
 @pytest.mark.parametrize("name", ["RAY_AUTH_MODE", "RAY_ADDRESS", "SLIPWAY_RAY_JOB"])
 def test_what_the_runner_sets_itself_is_refused(name: str) -> None:
-    with pytest.raises(InvalidRayJob, match=name):
+    with pytest.raises(InvalidSpec, match=name):
         launch(job_with([{"name": name, "value": "x"}]))
 
 
@@ -219,5 +219,5 @@ def test_what_may_still_come_is_waited_for(job: dict[str, Any], objects: Objects
 
 
 def test_binary_in_a_variable_is_refused() -> None:
-    with pytest.raises(InvalidRayJob, match="not text"):
+    with pytest.raises(InvalidSpec, match="not text"):
         launch(job_with([secret_env("A")]), {SECRET: {"token": b"\xff\x00"}})

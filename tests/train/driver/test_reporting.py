@@ -53,7 +53,7 @@ def test_reports_are_cumulative_valid_and_numbered(run_spec: RunSpec, operator: 
     assert reports[-1].end == END
     assert reports[-1].plan == PLAN
     assert reports[-1].checkpoint is not None
-    assert {request["path"] for request in operator.requests} == {f"/v1/runs/default/small/{run_spec.uid}/1"}
+    assert {request["path"] for request in operator.requests} == {f"/v1/runs/trainjobs/default/small/{run_spec.uid}/1"}
     assert {request["token"] for request in operator.requests} == {TOKEN}
 
 

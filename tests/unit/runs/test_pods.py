@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from slipway_operator.controllers.trainjob.pods import (
+from slipway_operator.controllers.runs.pods import (
     PATIENCE,
     end_by_pods,
     head_lost,
@@ -18,7 +18,7 @@ from slipway_operator.controllers.trainjob.pods import (
     seconds_of_patience,
     why_waiting,
 )
-from slipway_operator.controllers.trainjob.testimony import PodTestimony
+from slipway_operator.controllers.runs.testimony import PodTestimony
 from slipway_operator.kube.store import Change
 
 from .pods import CLUSTER, IMAGE, condition, container, evicted, killed_for_memory, pod, running, unschedulable, waiting

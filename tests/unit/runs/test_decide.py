@@ -9,7 +9,8 @@ import pytest
 
 from slipway_api.run import RunSpec
 from slipway_api.trainjob import Retry, TrainJobSpec
-from slipway_operator.controllers.trainjob.attempts import backoff, replan_after_out_of_memory
+from slipway_operator.controllers.runs.attempts import backoff
+from slipway_operator.controllers.trainjob.memory import replan_after_out_of_memory
 
 from .world import MODEL, SUCCESS, World, exit_message, spec
 
@@ -263,11 +264,11 @@ def test_base_model_waits_then_resolves_then_fails() -> None:
     world.settle()
     assert world.condition("Planned") == ("False", "ModelNotReady")
     assert "does not exist" in world.message("Planned")
-    world.base_job = {"status": {"model": MODEL, "conditions": [{"type": "Succeeded", "status": "True"}]}}
+    world.train_jobs["base"] = {"status": {"model": MODEL, "conditions": [{"type": "Succeeded", "status": "True"}]}}
     world.settle()
     assert run_of(world).model.uri == MODEL["uri"]
     failed = World.of(model={"trainJob": {"name": "base"}}, tokenizer=None)
-    failed.base_job = {"status": {"conditions": [{"type": "Failed", "status": "True"}]}}
+    failed.train_jobs["base"] = {"status": {"conditions": [{"type": "Failed", "status": "True"}]}}
     failed.settle()
     assert failed.condition("Failed") == ("True", "ModelNotReady")
 

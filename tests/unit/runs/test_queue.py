@@ -6,10 +6,10 @@ from typing import Any
 
 import pytest
 
-from slipway_operator.controllers.trainjob.decide import decide
+from slipway_operator.controllers.runs.decide import decide
 
 from .pods import CLUSTER
-from .world import SETTINGS, World
+from .world import KIND, SETTINGS, World
 
 RAN = {"jobStatus": "RUNNING", "jobDeploymentStatus": "Running", "rayClusterName": CLUSTER}
 
@@ -101,7 +101,7 @@ def test_somebody_elses_suspension_is_told_as_such() -> None:
 
 def test_an_adopted_rayjob_is_in_the_queue_as_well() -> None:
     world = World.of(queue="team-a")
-    decision = decide(world.observe(), SETTINGS, world.now)
+    decision = decide(KIND, world.observe(), SETTINGS, world.now)
     for child in decision.apply:
         world._apply(child)  # and the operator dies before it writes the status
     world.settle()

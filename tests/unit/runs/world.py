@@ -9,13 +9,19 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
+from slipway_api.evaljob import EvalJobSpec
 from slipway_api.run import Report
+from slipway_api.trainjob import TrainJobSpec
 from slipway_operator.config import OperatorConfig, PoolConfig, ReportsConfig, StorageConfig
-from slipway_operator.controllers.trainjob.attempts import format_time
-from slipway_operator.controllers.trainjob.decide import decide
-from slipway_operator.controllers.trainjob.observed import Decision, Observed, Settings
-from slipway_operator.controllers.trainjob.pods import project
+from slipway_operator.controllers.evaljob.kind import EvalJobKind
+from slipway_operator.controllers.runs.attempts import format_time
+from slipway_operator.controllers.runs.decide import decide
+from slipway_operator.controllers.runs.kind import RunKind
+from slipway_operator.controllers.runs.observed import Decision, Observed, Patch, Settings
+from slipway_operator.controllers.runs.pods import project
+from slipway_operator.controllers.trainjob.kind import TrainJobKind
 
+KIND = TrainJobKind()
 START = datetime(2026, 1, 1, tzinfo=UTC)
 SETTINGS = Settings(
     config=OperatorConfig(
@@ -29,8 +35,6 @@ SETTINGS = Settings(
 
 def spec(**changes: Any) -> dict[str, Any]:
     """A complete, defaulted spec as the API server stores it; `changes` replaces top-level fields."""
-    from slipway_api.trainjob import TrainJobSpec  # noqa: PLC0415
-
     minimal: dict[str, Any] = {
         "model": {"fresh": {"hiddenSize": 64, "layers": 2, "heads": 4}},
         "tokenizer": {"train": {}},
@@ -41,21 +45,33 @@ def spec(**changes: Any) -> dict[str, Any]:
     return TrainJobSpec.model_validate(minimal | changes).to_wire()
 
 
+def eval_spec(**changes: Any) -> dict[str, Any]:
+    """A complete, defaulted spec of an EvalJob."""
+    minimal: dict[str, Any] = {
+        "model": {"trainJob": {"name": "base"}},
+        "data": {"sources": [{"uri": "python://stdlib"}]},
+        "suites": [{"name": "held-out", "languageModeling": {}}],
+    }
+    return EvalJobSpec.model_validate(minimal | changes).to_wire()
+
+
 class Crash(Exception):  # noqa: N818 - it is an event, not an error
     """The operator dies here."""
 
 
 @dataclass
 class World:
-    """One TrainJob, its children, and what happened to them."""
+    """One TrainJob or EvalJob, its children, and what happened to them."""
 
     job: dict[str, Any]
+    kind: RunKind[Any] = field(default_factory=TrainJobKind)
     now: datetime = START
     children: dict[tuple[str, str], dict[str, Any]] = field(default_factory=dict)
     created: list[str] = field(default_factory=list)  # names of RayJobs, in the order of creation
     report: Report | None = None
     report_attempt: int = 0
-    base_job: dict[str, Any] | None = None
+    train_jobs: dict[str, dict[str, Any]] = field(default_factory=dict)  # by name
+    made_jobs: dict[tuple[str, str], dict[str, Any]] = field(default_factory=dict)  # by kind and name
     ray_operator_missing: bool = False
     foreign_ray_job: dict[str, Any] | None = None
     kueue_missing: bool = False
@@ -71,6 +87,12 @@ class World:
         metadata = {"name": "job", "namespace": "team", "uid": "uid-0", "generation": 1}
         return cls(job={"kind": "TrainJob", "metadata": metadata, "spec": spec(**changes)})
 
+    @classmethod
+    def of_evaljob(cls, **changes: Any) -> World:
+        """A world with one new EvalJob."""
+        metadata = {"name": "job", "namespace": "team", "uid": "uid-0", "generation": 1}
+        return cls(job={"kind": "EvalJob", "metadata": metadata, "spec": eval_spec(**changes)}, kind=EvalJobKind())
+
     # --- what the operator does ---
 
     def observe(self) -> Observed:
@@ -80,7 +102,8 @@ class World:
             ray_jobs=[o for o in ours if o["kind"] == "RayJob"],
             report=self.report,
             report_attempt=self.report_attempt,
-            base_job=self.base_job,
+            train_jobs=copy.deepcopy(self.train_jobs),
+            made_jobs=copy.deepcopy(list(self.made_jobs.values())),
             ray_operator_missing=self.ray_operator_missing,
             foreign_ray_job=self.foreign_ray_job,
             kueue_missing=self.kueue_missing,
@@ -90,9 +113,10 @@ class World:
 
     def reconcile(self, crash_after: int | None = None) -> Decision:
         """Decide and do; dies after that many effects."""
-        decision = decide(self.observe(), SETTINGS, self.now)
+        decision = decide(self.kind, self.observe(), SETTINGS, self.now)
         effects = [
             *[lambda o=o: self._apply(o) for o in decision.apply],
+            *[lambda p=p: self._patch(p) for p in decision.patch],
             *[lambda o=o: self._delete(o) for o in decision.delete],
             lambda: self._write_status(decision.status),
         ]
@@ -108,19 +132,34 @@ class World:
     def settle(self) -> Decision:
         """Reconcile until nothing changes any more."""
         for _ in range(20):
-            before = copy.deepcopy((self.job, self.children))
+            before = copy.deepcopy((self.job, self.children, self.made_jobs))
             decision = self.reconcile()
-            if before == (self.job, self.children):
+            if before == (self.job, self.children, self.made_jobs):
                 return decision
         raise AssertionError("the ladder does not settle")
 
     def _apply(self, obj: dict[str, Any]) -> None:
+        if obj["kind"] in ("TrainJob", "EvalJob"):
+            return self._make(obj)
         key = (obj["kind"], obj["metadata"]["name"])
         if key not in self.children and obj["kind"] == "RayJob":
             self.created.append(obj["metadata"]["name"])
         stored = self.children.setdefault(key, copy.deepcopy(obj))
         stored["metadata"].setdefault("uid", f"uid-{next(self.uids)}")
         stored["metadata"].setdefault("creationTimestamp", format_time(self.now))
+
+    def _make(self, obj: dict[str, Any]) -> None:
+        """The API server stores a job with its defaults, and never a second one of a name."""
+        key = (obj["kind"], obj["metadata"]["name"])
+        assert key not in self.made_jobs, "AlreadyExists"
+        model = TrainJobSpec if obj["kind"] == "TrainJob" else EvalJobSpec
+        metadata = obj["metadata"] | {"uid": f"uid-{next(self.uids)}"}
+        self.made_jobs[key] = obj | {"metadata": metadata, "spec": model.model_validate(obj["spec"]).to_wire()}
+
+    def _patch(self, patch: Patch) -> None:
+        stored = self.made_jobs[patch.obj["kind"], patch.obj["metadata"]["name"]]
+        spec = stored["spec"] | patch.body["spec"]
+        stored["spec"] = {name: value for name, value in spec.items() if value is not None}
 
     def _delete(self, obj: dict[str, Any]) -> None:
         stored = self.children.get((obj["kind"], obj["metadata"]["name"]))
