@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 CRDS := charts/slipway/templates/crds
-BENCHMARKS ?= apiserver kube_runtime control_plane data_preparation training_overhead start_up
+BENCHMARKS ?= apiserver kube_runtime control_plane data_preparation training_overhead start_up evaluation compression drift
 
 .PHONY: help setup demo test lint format bench control-plane crds chart-snapshots constraints clean
 .DEFAULT_GOAL := help

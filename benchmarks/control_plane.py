@@ -119,7 +119,7 @@ class Actor:
         await patch_status(self._client, RAYJOBS, ray_job, status)
 
     async def _report(self, run: dict[str, Any], sequence: int, body: dict[str, Any]) -> None:
-        url = f"http://{REPORTS}/v1/runs/{run['namespace']}/{run['name']}/{run['uid']}/{run['attempt']}"
+        url = f"http://{REPORTS}/v1/runs/{run['kind']}/{run['namespace']}/{run['name']}/{run['uid']}/{run['attempt']}"
         token = report_token(RUN_KEY, run["uid"], run["attempt"])
         message = {"sequence": sequence, "time": "2026-01-01T00:00:00Z", **body}
         while True:
