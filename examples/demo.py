@@ -1,6 +1,7 @@
 """`make demo`: the whole main job on this machine, printed as you would type it.
 
-    slipway up → apply → watch it train (FSDP, 2 workers) → look at the model → one DeepSpeed ZeRO-3 run of a few steps
+    slipway up → apply → watch it train (FSDP, 2 workers) → look at the model → evaluate it against an untrained one,
+    which fails at the gate that it passes → one DeepSpeed ZeRO-3 run of a few steps
 
 The input is real: the source code of this Python's standard library, with some modules held out. Nothing is faked or
 cached between runs but tokens (by content digest) and DeepSpeed's compiled extension; a second run starts at once.
@@ -22,6 +23,8 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[1]
 BIN = Path(sys.executable).parent
 JOB, ZERO = "stdlib-lm", "stdlib-zero3"
+UNTRAINED = "stdlib-untrained"
+EVALUATION, UNTRAINED_EVALUATION = "stdlib-eval", "stdlib-untrained-eval"
 IMPROVEMENT = 10  # held-out perplexity must fall by this factor
 
 
@@ -46,20 +49,43 @@ def kubeconfig() -> str:
     return str(home / "apiserver" / "kubeconfig")
 
 
-def status(name: str) -> dict[str, Any]:
-    """The job's status."""
-    found: dict[str, Any] = json.loads(run("slipway", "get", f"tj/{name}", "-o", "json", capture=True))["status"]
+def status(job: str) -> dict[str, Any]:
+    """The status of a job, as in tj/NAME or ej/NAME."""
+    found: dict[str, Any] = json.loads(run("slipway", "get", job, "-o", "json", capture=True))["status"]
     return found
 
 
-def train(name: str, manifest: str) -> dict[str, Any]:
-    """Apply a manifest and wait, with a progress bar, until it has succeeded."""
-    if run("slipway", "get", f"tj/{name}", "-o", "name", capture=True, check=False).strip():
-        run("slipway", "delete", f"tj/{name}")  # of an earlier demo
+def finish(jobs: list[str], manifest: str) -> dict[str, Any]:
+    """Apply a manifest of these jobs and wait, with a progress bar, until the last has succeeded; its status."""
+    for job in jobs:
+        if run("slipway", "get", job, "-o", "name", capture=True, check=False).strip():
+            run("slipway", "delete", job)  # of an earlier demo
     client = "kubectl" if shutil.which("kubectl") else "slipway"
     run(client, "apply", "-f", manifest)
-    run("slipway", "wait", f"tj/{name}", "--for=condition=Succeeded", "--timeout=900s")
-    return status(name)
+    run("slipway", "wait", jobs[-1], "--for=condition=Succeeded", "--timeout=900s")
+    return status(jobs[-1])
+
+
+def perplexity(measured: dict[str, Any]) -> dict[str, Any]:
+    """The held-out perplexity of an EvalJob, over all modules."""
+    found: dict[str, Any] = next(
+        one
+        for one in measured["metrics"]
+        if (one["suite"], one["metric"], one.get("slice", "")) == ("held-out", "perplexity", "")
+    )
+    return found
+
+
+def in_words(score: dict[str, Any]) -> str:
+    """A score with its interval."""
+    interval = next(one for one in score["intervals"] if one["confidence"] == "0.95")
+    return f"{float(score['value']):,.1f} (95%: {float(interval['low']):,.1f} to {float(interval['high']):,.1f})"
+
+
+def verdict(measured: dict[str, Any]) -> tuple[str, str]:
+    """Status and message of the condition Passed."""
+    found = next(one for one in measured["conditions"] if one["type"] == "Passed")
+    return found["status"], found["message"]
 
 
 def table(rows: list[tuple[str, str]]) -> None:
@@ -74,22 +100,30 @@ def main() -> int:
     started = time.monotonic()
     run("slipway", "up")
     ready = time.monotonic()
-    trained = train(JOB, "examples/trainjob.yaml")
+    trained = finish([f"tj/{JOB}"], "examples/trainjob.yaml")
     client = "kubectl" if shutil.which("kubectl") else "slipway"
     run(client, "get", "tj")
     run("slipway", "generate", f"tj/{JOB}", "--prompt", "def __init__(self, ", "--max-new-tokens", "48")
-    zero = train(ZERO, "examples/trainjob-zero3.yaml")
+    ours = finish([f"tj/{UNTRAINED}", f"ej/{EVALUATION}"], "examples/evaljob.yaml")
+    theirs = finish([f"ej/{UNTRAINED_EVALUATION}"], "examples/evaljob-untrained.yaml")
+    run(client, "get", "ej")
+    zero = finish([f"tj/{ZERO}"], "examples/trainjob-zero3.yaml")
 
     model, plan, zero_plan = trained["model"], trained["plan"], zero["plan"]
     before, after = float(model["initialPerplexity"]), float(model["perplexity"])
     table(
         [
             ("held-out perplexity", f"{before:,.0f} before, {after:,.1f} after ({before / after:,.0f}x lower)"),
+            ("and evaluated", in_words(perplexity(ours))),
+            ("the untrained model's", in_words(perplexity(theirs))),
+            ("the gate, trained", "passed" if verdict(ours)[0] == "True" else f"failed: {verdict(ours)[1]}"),
+            ("the gate, untrained", "passed" if verdict(theirs)[0] == "True" else f"failed: {verdict(theirs)[1]}"),
             ("throughput", f"{trained['progress']['tokensPerSecond']:,} tokens/s"),
             ("strategy", f"{plan['strategy']}: {plan['parametersPerRank']:,} of {plan['parameters']:,} per rank"),
             ("and with DeepSpeed", f"{zero_plan['strategy']}: {zero_plan['parametersPerRank']:,} per rank"),
             ("training data", f"{plan['trainTokens']:,} tokens, {plan['dataDigest']}"),
             ("model", model["uri"]),
+            ("report", f"{ours['results']['uri']}/report.html"),
             ("log", f"{trained['storage']}/logs"),
             ("kubeconfig", kubeconfig()),
             ("control plane ready after", f"{ready - started:.0f} s"),
@@ -99,6 +133,9 @@ def main() -> int:
     print("\nIt is still running: slipway status, slipway logs tj/stdlib-lm, slipway down")
     if before / after < IMPROVEMENT:
         print(f"FAILED: the held-out perplexity fell by less than {IMPROVEMENT}x", file=sys.stderr)
+        return 1
+    if (verdict(ours)[0], verdict(theirs)[0]) != ("True", "False"):
+        print("FAILED: the gate must pass the trained model and stop the untrained one", file=sys.stderr)
         return 1
     return 0
 

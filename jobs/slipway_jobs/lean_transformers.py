@@ -1,9 +1,9 @@
 """Lets transformers do without the optional packages that it would import for features nobody here uses.
 
 transformers imports scikit-learn (for one function of assisted decoding), torchao and pandas wherever they are
-installed: 2.5 s of CPU in every rank of every run, as much as torch itself. Whether a package is there it asks functions
-of its own, and these are told to say no. (Hiding the packages from Python instead would hide them from other threads
-as well: a driver imports Ray, which needs pandas, at the same moment.)
+installed: 2.5 s of CPU in every rank of every run, as much as torch itself. Whether a package is there it asks
+functions of its own, and these are told to say no. (Hiding the packages from Python instead would hide them from other
+threads as well: a driver imports Ray, which needs pandas, at the same moment.)
 
 For processes that train or score plain weights. One that lets transformers itself read torchao's quantized weights
 must not call it.
