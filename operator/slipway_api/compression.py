@@ -11,8 +11,19 @@ from typing import Annotated, ClassVar, Literal, get_args
 
 from pydantic import Field
 
-from slipway_api.base import ApiModel, Decimal, LongText, Rule, ShortText, exactly_one
-from slipway_api.trainjob import DataSource
+from slipway_api.base import (
+    ApiModel,
+    Decimal,
+    LabelName,
+    LongText,
+    Rule,
+    ShortText,
+    Timestamp,
+    exactly_one,
+    map_list,
+)
+from slipway_api.conditions import Condition
+from slipway_api.trainjob import AttemptRecord, DataSource, Retry, Usage, WorkerResources
 
 SchemeName = Literal[
     "int8Dynamic",
@@ -179,6 +190,12 @@ class Compression(ApiModel):
         "loaded, so files are smaller and the numbers are the scheme's, but memory and speed gain nothing. "
         "Default: such a scheme is refused.",
     )
+    resources: WorkerResources | None = Field(
+        default=None,
+        description="What the compression is given; it holds the model twice, as it was and compressed, and 1Gi is "
+        "added for Ray. Default: spec.replicas.resources, so that it is measured on what it will run on.",
+    )
+    retry: Retry = Field(default_factory=Retry, description="What to do when it ends without the user's fault.")
 
     cel_rules: ClassVar[tuple[Rule, ...]] = (
         exactly_one(*SCHEMES),
@@ -233,3 +250,32 @@ class CompressionResult(ApiModel):
     quality_loss: ShortText = Field(description="Relative rise of the perplexity; negative: it fell.")
     speed_up: ShortText = Field(description="Tokens per second after, relative to before, in turns in one run.")
     sparsity: ShortText | None = Field(default=None, description="Part of the pruned layers' weights that is zero.")
+
+
+class CompressionStatus(ApiModel):
+    """One compression, as a run: its attempts, how it stands, and what came of it."""
+
+    version: LabelName = Field(description="The version that it is for.")
+    key: LabelName = Field(description="c- and a digest of the version and of all that spec.compression says.")
+    scheme: SchemeName = Field(description="The scheme.")
+    gpus: int = Field(default=0, ge=0, description="GPUs that it is given.")
+    conditions: Annotated[list[Condition], map_list("type", max_items=16)] = Field(
+        default_factory=list, description="Suspended, Running, Succeeded, Failed: as of any run."
+    )
+    observed_generation: int | None = Field(default=None, ge=0, description="The generation that this describes.")
+    state: ShortText | None = Field(default=None, description="The conditions in one word, for people.")
+    attempt: int | None = Field(
+        default=None,
+        ge=1,
+        description="Number of the newest attempt. Counts on over all compressions of the Deployment.",
+    )
+    attempts: Annotated[list[AttemptRecord], map_list("number", max_items=128)] = Field(
+        default_factory=list, description="Every attempt and how it ended; the oldest are dropped beyond 20."
+    )
+    ray_job_name: ShortText | None = Field(default=None, description="The RayJob of the newest attempt.")
+    start_time: Timestamp | None = Field(default=None, description="When the first attempt was created.")
+    completion_time: Timestamp | None = Field(default=None, description="When it succeeded or failed.")
+    next_attempt_time: Timestamp | None = Field(default=None, description="When the next attempt may start.")
+    storage: LongText | None = Field(default=None, description="Prefix of its logs.")
+    usage: Usage | None = Field(default=None, description="What the attempts have used.")
+    result: CompressionResult | None = Field(default=None, description="What it gained and lost.")

@@ -23,9 +23,12 @@ PASSED = "Passed"  # of an EvalJob: whether its gates hold
 
 # Of a Deployment, which never ends.
 GATE_PASSED = "GatePassed"
+COMPRESSED = "Compressed"
 AVAILABLE = "Available"
 PROGRESSING = "Progressing"
 DEGRADED = "Degraded"
+RETRAINING = "Retraining"
+DRIFTED = "Drifted"  # whether the traffic has left the model's reference
 
 # Reasons of Planned.
 FITS = "Fits"
@@ -55,6 +58,7 @@ SAVING_MODEL = "SavingModel"
 EVALUATING = "Evaluating"
 CROSS_VALIDATING = "CrossValidating"  # the folds are trained and measured by jobs of their own
 SAVING_RESULTS = "SavingResults"
+MEASURING = "Measuring"  # a compressed model is held against the one that it was made from
 ENDING = "Ending"
 BACKING_OFF = "BackingOff"
 NOT_STARTED = "NotStarted"
@@ -90,6 +94,14 @@ REQUIREMENTS_HOLD = "RequirementsHold"
 EVALUATION_PENDING = "EvaluationPending"  # an EvalJob is not there or has not ended
 EVALUATION_NOT_PASSED = "EvaluationNotPassed"
 OTHER_MODEL_EVALUATED = "OtherModelEvaluated"
+EVALUATION_OF_NO_MODEL = "EvaluationOfNoModel"  # a cross-validation measures no single model
+
+# Reasons of Compressed, and of Progressing and Degraded where it holds a version up. Compressing: of Running as well.
+COMPRESSING = "Compressing"
+MODEL_COMPRESSED = "ModelCompressed"
+COMPRESSION_FAILED = "CompressionFailed"
+COMPRESSION_STOPPED = "CompressionStopped"
+QUALITY_LOSS_TOO_HIGH = "QualityLossTooHigh"
 
 # Reasons of Available, Progressing and Degraded.
 SERVING = "Serving"
@@ -104,12 +116,39 @@ GATE_NOT_PASSED = "GateNotPassed"
 UNHEALTHY = "Unhealthy"
 AS_ASKED = "AsAsked"
 
+# Reasons of Drifted.
+DRIFT_FOUND = "DriftFound"
+NO_DRIFT = "NoDrift"
+NOT_WATCHED = "NotWatched"  # the watcher says what it lacks
+TOO_FEW_REQUESTS = "TooFewRequests"
+WATCHER_STARTING = "WatcherStarting"
+
 # Why a candidate is rolled back.
 ERROR_RATE_TOO_HIGH = "ErrorRateTooHigh"
 LATENCY_TOO_HIGH = "LatencyTooHigh"
 CANDIDATE_FAILED = "CandidateFailed"
 CANDIDATE_NOT_READY = "CandidateNotReady"
 ABORTED = "Aborted"
+
+# Reasons of Retraining: how far it is, how the last one ended, and why none begins.
+AWAITING_APPROVAL = "AwaitingApproval"
+ROLLING_OUT = "RollingOut"
+NO_RETRAIN = "NoRetrain"
+NOT_BETTER = "NotBetter"
+RETRAIN_FAILED = "RetrainFailed"
+SUPERSEDED = "Superseded"
+COOLING_DOWN = "CoolingDown"
+DAILY_LIMIT = "DailyLimit"
+BUDGET_SPENT = "BudgetSpent"
+GAVE_UP = "GaveUp"
+RETRAIN_IN_FLIGHT = "RetrainInFlight"
+ROLLOUT_UNDER_WAY = "RolloutUnderWay"
+TEMPLATE_UNFIT = "TemplateUnfit"
+NO_EXAMPLES = "NoExamples"
+REQUIREMENT_MISSING = "RequirementMissing"
+SCHEDULE_INVALID = "ScheduleInvalid"
+NO_LONGER_DRIFTED = "NoLongerDrifted"
+OTHER_VERSION = "OtherVersion"
 
 
 class Condition(ApiModel):

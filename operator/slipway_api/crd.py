@@ -209,7 +209,7 @@ def _field_schema(field: FieldInfo) -> dict[str, Any]:
         schema["description"] = field.description
     default = field.get_default(call_default_factory=True, validated_data={})
     if default is not PydanticUndefined and default is not None and not field.is_required():
-        wire: Any = _written_out(schema) if isinstance(default, ApiModel) else default
+        wire: Any = _written_out(schema, default) if isinstance(default, ApiModel) else default
         if wire != []:
             schema["default"] = wire
         elif _evaluated_by_rules(schema):
@@ -217,13 +217,20 @@ def _field_schema(field: FieldInfo) -> dict[str, Any]:
     return schema
 
 
-def _written_out(schema: dict[str, Any]) -> dict[str, Any]:
+def _written_out(schema: dict[str, Any], default: ApiModel) -> dict[str, Any]:
     """The default of an object whose fields all have defaults: all of them, from within.
+
+    Where one of several optional objects is chosen by the default (an engine), that one as well.
 
     {} would become the same object, but the API server judges a default by the object's rules before it fills it in,
     and a rule may then miss a field that every stored object has.
     """
-    return {name: child["default"] for name, child in schema.get("properties", {}).items() if "default" in child}
+    properties, chosen = schema.get("properties", {}), default.to_wire()
+    return {name: child["default"] for name, child in properties.items() if "default" in child} | {
+        name: value
+        for name, value in chosen.items()
+        if isinstance(value, dict) and "default" not in properties.get(name, {})
+    }
 
 
 def _evaluated_by_rules(schema: dict[str, Any]) -> bool:

@@ -23,7 +23,9 @@ from slipway_api.base import (
     exactly_one,
     map_list,
 )
+from slipway_api.compression import Compression, CompressionResult, CompressionStatus
 from slipway_api.conditions import Condition
+from slipway_api.drift import Capture, Drift, DriftStatus, RetrainStatus
 from slipway_api.references import ModelReference
 from slipway_api.trainjob import WorkerResources
 
@@ -51,7 +53,11 @@ class Requirement(ApiModel):
 class TransformersEngine(ApiModel):
     """The built-in engine: transformers models with continuous batching, on CPU and GPU."""
 
-    precision: Literal["fp32", "bf16"] = Field(default="bf16", description="What the weights are held and computed in.")
+    precision: Literal["fp32", "bf16"] = Field(
+        default="bf16",
+        description="What the weights are held and computed in. Of a compressed model its scheme decides: what it "
+        "leaves in floating point is fp32 on a CPU and bf16 on a GPU.",
+    )
     max_batch: int = Field(default=16, ge=1, le=1024, description="Answers that one replica writes at the same time.")
     max_context_tokens: int = Field(
         default=2048, ge=16, le=1048576, description="Longest prompt and answer together. At most what the model has."
@@ -59,27 +65,80 @@ class TransformersEngine(ApiModel):
     max_queue: int = Field(
         default=64, ge=0, le=100_000, description="Requests that wait in one replica; more are answered 429."
     )
+    compile: bool = Field(
+        default=False,
+        description="Compile the decoding step with torch.compile: a slower start, which needs a C++ compiler on CPU.",
+    )
+
+
+class VllmEngine(ApiModel):
+    """vLLM, through ray.serve.llm. One replica is one pod and uses all of its GPUs by tensor parallelism.
+
+    The serving image must hold vLLM. It loads the model itself, from a path, an s3:// or gs:// prefix or the hub.
+    """
+
+    precision: Literal["fp16", "bf16"] = Field(default="bf16", description="What the weights are computed in.")
+    max_batch: int = Field(default=256, ge=1, le=4096, description="Answers that one replica writes at the same time.")
+    max_context_tokens: int = Field(
+        default=8192, ge=16, le=1048576, description="Longest prompt and answer together. At most what the model has."
+    )
+    gpu_memory_part: Decimal = Field(
+        default="0.9", description="Part of each GPU's memory for weights and cache, above 0 and at most 1."
+    )
+    prefix_caching: bool = Field(default=True, description="Prompts that begin alike are computed once.")
+
+    cel_rules: ClassVar[tuple[Rule, ...]] = (
+        Rule(
+            "double(self.gpuMemoryPart) > 0.0 && double(self.gpuMemoryPart) <= 1.0",
+            "gpuMemoryPart must be above 0 and at most 1",
+            ".gpuMemoryPart",
+        ),
+    )
 
 
 class Engine(ApiModel):
-    """What runs the model."""
+    """What runs the model: exactly one."""
 
-    transformers: TransformersEngine = Field(
-        default_factory=TransformersEngine, description="The built-in engine, and the only one yet."
+    transformers: TransformersEngine | None = Field(
+        default=None, description="The built-in engine. It is taken where spec.engine is left out."
     )
+    vllm: VllmEngine | None = Field(default=None, description="vLLM, on GPUs.")
+
+    cel_rules: ClassVar[tuple[Rule, ...]] = (exactly_one("transformers", "vllm"),)
+
+
+def _built_in_engine() -> Engine:
+    return Engine(transformers=TransformersEngine())
+
+
+class ReplicaResources(WorkerResources):
+    """What each replica is given. A replica is one pod."""
+
+    gpu: int = Field(default=0, ge=0, le=16, description="GPUs per replica. More than one: engine.vllm only.")
 
 
 class Replicas(ApiModel):
     """How many replicas of each version, and of what size."""
 
-    min: int = Field(default=1, ge=1, le=1000, description="Fewest replicas.")
+    min: int = Field(
+        default=1, ge=0, le=1000, description="Fewest replicas. 0: the last one goes when nobody asks for a while."
+    )
     max: int = Field(
         default=1, ge=1, le=1000, description="Most replicas. Above min, Ray Serve scales between the two."
     )
     target_ongoing_requests: int = Field(
         default=16, ge=1, le=100_000, description="Requests at work in one replica that scaling aims at."
     )
-    resources: WorkerResources = Field(default_factory=WorkerResources, description="What each replica is given.")
+    idle_seconds: int = Field(
+        default=300, ge=1, le=604800, description="With min 0: the last replica goes after so long without a request."
+    )
+    start_timeout_seconds: int = Field(
+        default=60,
+        ge=1,
+        le=3600,
+        description="So long a request waits for a replica that can begin its answer; then it is answered 503.",
+    )
+    resources: ReplicaResources = Field(default_factory=ReplicaResources, description="What each replica is given.")
 
     cel_rules: ClassVar[tuple[Rule, ...]] = (Rule("self.min <= self.max", "min must not be above max", ".min"),)
 
@@ -181,7 +240,10 @@ class DeploymentSpec(ApiModel):
     requires: Annotated[list[Requirement], Field(max_length=8)] = Field(
         default_factory=list, description="What must hold before this model serves. Until then the one before goes on."
     )
-    engine: Engine = Field(default_factory=Engine, description="What runs the model.")
+    compression: Compression | None = Field(
+        default=None, description="How the model is made smaller before it serves. Default: it serves as it is."
+    )
+    engine: Engine = Field(default_factory=_built_in_engine, description="What runs the model.")
     replicas: Replicas = Field(default_factory=Replicas, description="How many replicas, and of what size.")
     generation: GenerationDefaults = Field(
         default_factory=GenerationDefaults, description="Defaults and limits of answers."
@@ -189,14 +251,55 @@ class DeploymentSpec(ApiModel):
     limits: Limits = Field(default_factory=Limits, description="What a client may ask.")
     auth: Auth | None = Field(default=None, description="Who may ask. Default: whoever reaches the endpoint.")
     canary: Canary = Field(default_factory=Canary, description="How a candidate takes over.")
+    capture: Capture = Field(
+        default_factory=Capture, description="What is kept of requests and answers while drift is watched."
+    )
+    drift: Drift | None = Field(
+        default=None, description="When the traffic counts as changed, and what is then done. Default: nobody looks."
+    )
     suspend: bool = Field(default=False, description="Stop serving and free everything; false brings it back.")
     priority_class_name: Name | None = Field(default=None, description="PriorityClass of the pods.")
+
+    cel_rules: ClassVar[tuple[Rule, ...]] = (
+        Rule(
+            "!has(self.engine.vllm) || self.replicas.resources.gpu > 0",
+            "engine.vllm needs GPUs: set replicas.resources.gpu, or take engine.transformers",
+            ".engine",
+        ),
+        Rule(
+            "!has(self.engine.transformers) || self.replicas.resources.gpu <= 1",
+            "engine.transformers drives at most one GPU: set replicas.resources.gpu to 1, or take engine.vllm",
+            ".engine",
+        ),
+        Rule(
+            "!has(self.engine.vllm) || !has(self.compression)",
+            "compression is made for engine.transformers: take that, or serve a model that is quantized already",
+            ".engine",
+        ),
+        Rule(
+            "!has(self.engine.vllm) || !has(self.model.uri) || self.model.uri.matches('^(/|file:///|s3://|gs://)')",
+            "engine.vllm loads from a path, file://, s3:// or gs://",
+            ".model",
+        ),
+        Rule(
+            "!has(self.drift) || self.capture.content != 'none'",
+            "drift needs captured requests: set capture.content to features or examples",
+            ".capture.content",
+        ),
+        Rule(
+            "has(self.drift) || self.capture.content != 'examples'",
+            "examples are only kept while drift is watched: set drift as well",
+            ".capture.content",
+        ),
+    )
 
 
 class ServedVersion(ApiModel):
     """One version of the model."""
 
-    version: LabelName = Field(description="Its name: v- and a digest of the model and how it is held.")
+    version: LabelName = Field(
+        description="Its name: v- and a digest of the model, how it is compressed and how it is held."
+    )
     reference: ModelReference = Field(description="The model: a uri or a hub repository.")
     digest: ShortText = Field(default="", description="Digest of the model, as its TrainJob says.")
     source: ShortText = Field(default="", description="The model in words: trainjob/stdlib-lm.")
@@ -209,11 +312,19 @@ class ServedVersion(ApiModel):
     requests: int = Field(default=0, ge=0, description="Requests that it has answered, as the router last said.")
     errors: int = Field(default=0, ge=0, description="Those that ended in an error of the server.")
     latency_p99_ms: ShortText | None = Field(default=None, description="99th percentile of latency, milliseconds.")
-    engine: TransformersEngine = Field(description="How it is held: what the spec said when it became a version.")
+    ready_since: Timestamp | None = Field(default=None, description="When its application was first ready.")
+    cold_start_seconds: ShortText | None = Field(
+        default=None, description="How long the last request that came while no replica ran waited for one."
+    )
+    engine: TransformersEngine | None = Field(
+        default=None, description="How it is held: what the spec said when it became a version. Of vLLM: vllm."
+    )
+    vllm: VllmEngine | None = Field(default=None, description="How vLLM holds it.")
+    compression: CompressionResult | None = Field(default=None, description="What compressing it gained and lost.")
 
 
 class RejectedVersion(ApiModel):
-    """A version that was rolled back, and is not tried again."""
+    """A version that was rolled back or could not be compressed, and is not tried again."""
 
     version: LabelName = Field(description="Its name.")
     reason: ShortText = Field(description="Why, as one CamelCase word.")
@@ -226,7 +337,8 @@ class DeploymentStatus(ApiModel):
 
     observed_generation: int | None = Field(default=None, ge=0, description="The generation that status describes.")
     conditions: Annotated[list[Condition], map_list("type", max_items=16)] = Field(
-        default_factory=list, description="GatePassed, Available, Progressing, Degraded."
+        default_factory=list,
+        description="GatePassed, Compressed, Available, Progressing, Degraded, Drifted, Retraining.",
     )
     state: ShortText | None = Field(default=None, description="The conditions in one word, for people.")
     url: LongText | None = Field(default=None, description="Base URL of the endpoint: append /v1/chat/completions.")
@@ -239,8 +351,13 @@ class DeploymentStatus(ApiModel):
         default_factory=list, description="Versions that get no more requests and end those that they have."
     )
     rejected: Annotated[list[RejectedVersion], Field(max_length=10)] = Field(
-        default_factory=list, description="Versions that were rolled back, newest first."
+        default_factory=list, description="Versions that were rolled back or could not be compressed, newest first."
     )
+    compression: CompressionStatus | None = Field(
+        default=None, description="The newest compression: of the version that is to be rolled out next."
+    )
+    drift: DriftStatus | None = Field(default=None, description="What the drift watcher knows.")
+    retrain: RetrainStatus | None = Field(default=None, description="What became of the alarms.")
 
 
 class Deployment(ApiModel):

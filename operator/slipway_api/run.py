@@ -23,6 +23,7 @@ from slipway_api.evaljob import (
     EvalProgress,
     EvalResults,
     FewShot,
+    Gate,
     MeasuredModel,
     MetricValue,
     Slice,
@@ -134,6 +135,9 @@ class EvalRunSpec(RunIdentity):
     slices: list[Slice] = Field(default_factory=list)
     few_shot: FewShot | None = None
     confidences: list[Confidence] = Field(description="Intervals are reported at each of these.")
+    gate: list[Gate] = Field(
+        default_factory=list, max_length=32, description="For the report: the verdict itself is the operator's."
+    )
     seed: int = 0
     batch_tokens: int = 4096
     precision: Literal["fp32", "bf16"] = "fp32"
@@ -145,6 +149,7 @@ class CompressRunSpec(RunIdentity):
 
     kind: Literal["deployments"] = "deployments"
     model: ModelReference
+    digest: ShortText = Field(default="", description="What the model's files must hash to. Empty: not checked.")
     compression: Compression
 
 

@@ -6,7 +6,7 @@ the same sources speak of the same parts, so what is measured was never trained 
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import Annotated, ClassVar
 
 from pydantic import Field
 
@@ -29,4 +29,16 @@ class Split(ApiModel):
             "!has(self.evalFraction) || (double(self.evalFraction) > 0.0 && double(self.evalFraction) < 1.0)",
             "evalFraction must be above 0 and below 1",
         ),
+    )
+
+
+class Sample(ApiModel):
+    """A part of a source's documents: each by a hash of the seed and its content, independent of every split."""
+
+    # The bound is in the pattern: a CEL rule here would be counted for each source of each suite.
+    fraction: Annotated[str, Field(max_length=14, pattern=r"^(1|0\.0*[1-9][0-9]*)$")] = Field(
+        description='Take about this part of the documents: "0.1". Above 0, at most 1.'
+    )
+    seed: int = Field(
+        default=0, ge=0, le=2**31 - 1, description="Decides which. A smaller fraction of one seed takes a subset."
     )

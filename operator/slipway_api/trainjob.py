@@ -30,7 +30,7 @@ from slipway_api.base import (
 )
 from slipway_api.conditions import Condition
 from slipway_api.references import HubModel, TrainingModel
-from slipway_api.split import Split
+from slipway_api.split import Sample, Split
 
 # A RayJob's name may have 47 characters (KubeRay's validation.go); ours is "<name>-<attempt>".
 MAX_NAME_LENGTH = 40
@@ -60,6 +60,7 @@ class DataSource(ApiModel):
     exclude: Annotated[list[Glob], Field(max_length=64)] = Field(
         default_factory=list, description="Glob patterns, relative to a directory uri, of files to leave out."
     )
+    sample: Sample | None = Field(default=None, description="Take only a part of the documents. Default: all.")
 
 
 class Data(ApiModel):
