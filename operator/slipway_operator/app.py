@@ -14,16 +14,9 @@ from slipway_operator.config import ConfigError, OperatorConfig
 from slipway_operator.controllers.deployment import controller as deployment
 from slipway_operator.controllers.deployment.serving_reports import ServingReports
 from slipway_operator.controllers.evaljob.kind import EvalJobKind
-from slipway_operator.controllers.runs.controller import (
-    CLUSTER_INDEX,
-    OWNER_INDEX,
-    REFERENCE_INDEX,
-    Caches,
-    RunReconciler,
-    by_owner,
-    by_reference,
-)
+from slipway_operator.controllers.runs.controller import REFERENCE_INDEX, Caches, RunReconciler, by_reference
 from slipway_operator.controllers.runs.kind import RunKind
+from slipway_operator.controllers.runs.observe import CLUSTER_INDEX, OWNER_INDEX, RunCaches, by_owner
 from slipway_operator.controllers.runs.observed import Settings
 from slipway_operator.controllers.runs.pods import cluster_of, is_urgent, project
 from slipway_operator.controllers.runs.testimony import PodTestimony
@@ -56,7 +49,7 @@ from slipway_operator.kube.resource import (
     uid_of,
 )
 from slipway_operator.kube.store import Change, Store, keep
-from slipway_operator.kuberay import LABEL_ATTEMPT, OWNER_LABELS
+from slipway_operator.kuberay import MANAGED_BY, OWNER_LABELS
 from slipway_operator.reports import ReportServer, ReportStore, RunKey
 from slipway_operator.serving_tls import ServingCertificate, read_ca
 
@@ -64,6 +57,8 @@ COMPONENT = "slipway-operator"
 # What runs and pods say is folded into status at most once in that many seconds for each object.
 _STATUS_INTERVAL = 2.0
 _LONGEST_BACKOFF = 20.0
+# KubeRay copies the labels of our pod templates: these are on the pods of runs and of Deployments, and on no others.
+OUR_PODS = ",".join(f"{name}={value}" for name, value in MANAGED_BY.items())
 
 
 KINDS: tuple[RunKind[Any], ...] = (TrainJobKind(), EvalJobKind())
@@ -96,21 +91,15 @@ class Scope:
         }
         self.children = Reflector(client, self.ray_jobs, namespace=namespace, optional=True, metrics=metrics)
         self.pod_reflector = Reflector(
-            client, self.pods, namespace=namespace, label_selector=LABEL_ATTEMPT, dispensable=True, metrics=metrics
+            client, self.pods, namespace=namespace, label_selector=OUR_PODS, dispensable=True, metrics=metrics
         )
+        self.runs = RunCaches(self.ray_jobs, lambda: self.children.missing, self.pods, self.testimony)
         discovery = Discovery(client)
         self.expectations: dict[Resource, Expectations] = {}
         self.reconcilers: dict[Resource, RunReconciler | deployment.DeploymentReconciler] = {}
         for kind in KINDS:
             store = self.stores[kind.resource]
-            caches = Caches(
-                jobs=store,
-                train_jobs=self.stores[TRAINJOBS],
-                ray_jobs=self.ray_jobs,
-                ray_jobs_missing=lambda: self.children.missing,
-                pods=self.pods,
-                testimony=self.testimony,
-            )
+            caches = Caches(jobs=store, train_jobs=self.stores[TRAINJOBS], runs=self.runs)
             written = (store, self.ray_jobs, *((self.stores[TRAINJOBS],) if kind.resource is EVALJOBS else ()))
             expectations = Expectations(_name(kind.resource), *written, metrics=metrics)
             self.expectations[kind.resource] = expectations
@@ -118,13 +107,14 @@ class Scope:
                 kind, client, caches, reports, recorder, expectations, discovery, settings
             )
 
-        self._add_deployments(namespace, client, serving_reports, recorder, settings, metrics)
+        self._add_deployments(namespace, client, serving_reports, reports, recorder, settings, metrics)
 
     def _add_deployments(
         self,
         namespace: str | None,
         client: Client,
         reports: ServingReports,
+        run_reports: ReportStore,
         recorder: EventRecorder,
         settings: Settings,
         metrics: Metrics,
@@ -135,18 +125,18 @@ class Scope:
         self.ray_services = Store(RAYSERVICES, {OWNER_INDEX: by_owner}, project=keep("status"))
         self.endpoints = Reflector(client, self.deployments, namespace=namespace, metrics=metrics)
         self.services = Reflector(client, self.ray_services, namespace=namespace, optional=True, metrics=metrics)
-        self.expectations[DEPLOYMENTS] = Expectations(
-            "deployment", self.deployments, self.ray_services, metrics=metrics
-        )
+        written = (self.deployments, self.ray_services, self.ray_jobs, self.stores[TRAINJOBS], self.stores[EVALJOBS])
+        self.expectations[DEPLOYMENTS] = Expectations("deployment", *written, metrics=metrics)
         caches = deployment.Caches(
             deployments=self.deployments,
             ray_services=self.ray_services,
             ray_services_missing=lambda: self.services.missing,
             train_jobs=self.stores[TRAINJOBS],
             eval_jobs=self.stores[EVALJOBS],
+            runs=self.runs,
         )
         self.reconcilers[DEPLOYMENTS] = deployment.DeploymentReconciler(
-            client, caches, reports, recorder, self.expectations[DEPLOYMENTS], settings
+            client, caches, reports, run_reports, recorder, self.expectations[DEPLOYMENTS], settings
         )
 
     @property
@@ -164,11 +154,14 @@ class Scope:
             controller.watches(self.jobs[EVALJOBS], owner_of(resource))
 
     def feed_deployments(self, controller: Controller) -> None:
-        """Queues what changes here for Deployments: they, their RayServices, and what they refer to."""
+        """Queues what changes here for Deployments: they, their RayServices and RayJobs, and what they refer to."""
         controller.watches(self.endpoints)
         controller.watches(self.jobs[TRAINJOBS], indexed(self.deployments, deployment.MODEL_INDEX))
         controller.watches(self.jobs[EVALJOBS], indexed(self.deployments, deployment.REQUIREMENT_INDEX))
         controller.watches(self.services, owner_of(DEPLOYMENTS))
+        for resource in (TRAINJOBS, EVALJOBS):  # of a retrain
+            controller.watches(self.jobs[resource], owner_of(DEPLOYMENTS))
+        controller.watches(self.children, owner_of(DEPLOYMENTS))
 
     def find(self, key: RunKey) -> Json | None:
         """The object that a report speaks of, None when there is none with that UID."""
@@ -322,7 +315,10 @@ class Operator:
     def _current_attempt(self, key: RunKey) -> int | None:
         scope = self._scope(key.namespace)
         found = scope.find(key) if scope else None
-        return None if found is None else int((found.get("status") or {}).get("attempt", 0))
+        status = (found or {}).get("status") or {}
+        if key.kind == DEPLOYMENTS.plural:  # its router speaks as attempt 0, and always may
+            status = (status.get("compression") or {}) if key.attempt else {}
+        return None if found is None else int(status.get("attempt", 0))
 
     def _on_report(self, key: RunKey, urgent: bool) -> None:
         queue = self._queues[_BY_PLURAL[key.kind]]
@@ -352,7 +348,7 @@ class Operator:
             self._serving_reports.forget(uid_of(change.obj))
 
 
-_BY_PLURAL = {kind.resource.plural: kind.resource for kind in KINDS}
+_BY_PLURAL = {resource.plural: resource for resource in (*(kind.resource for kind in KINDS), DEPLOYMENTS)}
 
 
 def _same(old: Json, new: Json) -> bool:

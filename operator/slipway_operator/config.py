@@ -72,8 +72,15 @@ class RayConfig(ApiModel):
     """What rendered Ray clusters run."""
 
     image: str = Field(
-        default="slipway/jobs:0.1.0", min_length=1, max_length=512, description="Image of head and workers."
+        default="slipway/jobs:0.1.0", min_length=1, max_length=512, description="Image of a run's head and workers."
     )
+    serving_image: str = Field(
+        default="slipway/serving:0.1.0",
+        min_length=1,
+        max_length=512,
+        description="Image of a Deployment's head and workers.",
+    )
+    head_memory: Quantity = Field(default="2Gi", description="Memory of each head. It runs no model.")
     version: str = Field(default="2.60.0", pattern=r"^\d+\.\d+\.\d+$", description="Ray version inside the image.")
 
 
@@ -88,6 +95,14 @@ class NetworkPolicyConfig(ApiModel):
     operator_labels: dict[str, str] = Field(min_length=1, description="Labels of the operator's pods.")
     reports_port: Port = Field(description="Port that the operator's pods take reports on.")
     ray_operator_namespace: Name = Field(description="Namespace of KubeRay, which submits to port 8265.")
+    api_server_ports: Annotated[list[Port], Field(min_length=1, max_length=32)] = Field(
+        default_factory=lambda: [443, 6443],
+        description="Ports of the API server, as pods see it: Ray's autoscaler speaks to it.",
+    )
+    client_namespaces: Annotated[list[Name], Field(max_length=64)] = Field(
+        default_factory=list,
+        description="Namespaces whose pods may ask Deployments, besides each Deployment's own. Empty: whoever comes.",
+    )
     egress_ports: Annotated[list[Port], Field(max_length=32)] = Field(
         default_factory=lambda: [443], description="Ports outside the cluster: object storage, model hubs."
     )
@@ -109,7 +124,7 @@ class OperatorConfig(ApiModel):
     leader_election: LeaderElectionConfig = Field(default_factory=LeaderElectionConfig)
     ray: RayConfig = Field(default_factory=RayConfig)
     network_policy: NetworkPolicyConfig | None = Field(
-        default=None, description="Make a NetworkPolicy for each TrainJob. Default: none."
+        default=None, description="Make a NetworkPolicy for each job and Deployment. Default: none."
     )
     namespaces: Annotated[list[Name], Field(max_length=256)] = Field(
         default_factory=list, description="Watch these namespaces only. Empty: all."

@@ -19,6 +19,7 @@ import json
 from typing import Any
 
 from slipway_api import API_VERSION, GROUP
+from slipway_api.quantity import parse_quantity
 from slipway_api.run import RUN_ENV, RunIdentity
 from slipway_api.trainjob import Workers
 from slipway_operator.config import RayConfig
@@ -36,6 +37,7 @@ MANAGED_BY = {"app.kubernetes.io/managed-by": "slipway"}
 TOKEN_DIRECTORY = "/var/run/slipway"
 TOKEN_FILE = f"{TOKEN_DIRECTORY}/report-token"
 CA_FILE = f"{TOKEN_DIRECTORY}/ca.crt"
+_RAY_MEMORY_MI = 1024  # of a head whose driver works in it: what Ray itself takes
 
 
 def secret_name(child: str) -> str:
@@ -82,16 +84,24 @@ def token_secret(job: dict[str, Any], child: str, attempt: int, token: str, ca: 
 
 
 def ray_job(
-    job: dict[str, Any], name: str, entrypoint: str, run: RunIdentity, workers: Workers, ray: RayConfig
+    job: dict[str, Any],
+    name: str,
+    entrypoint: str,
+    run: RunIdentity,
+    workers: Workers,
+    ray: RayConfig,
+    *,
+    driver_alone: bool = False,
 ) -> dict[str, Any]:
-    """The RayJob of one attempt, of that name."""
-    head = container("ray-head", ray.image, {"cpu": "1", "memory": "2Gi"})
-    head["env"] = [{"name": RUN_ENV, "value": json.dumps(run.to_wire(), separators=(",", ":"))}]
-    head["volumeMounts"] = [{"name": "run", "mountPath": TOKEN_DIRECTORY, "readOnly": True}]
+    """The RayJob of one attempt, of that name. `driver_alone`: the driver works by itself, with what one worker has."""
     resources = workers.resources
     worker_resources: dict[str, Any] = {"cpu": resources.cpu, "memory": resources.memory}
     if resources.gpu:
         worker_resources["nvidia.com/gpu"] = resources.gpu
+    alone = worker_resources | {"memory": f"{-(-parse_quantity(resources.memory) // 2**20) + _RAY_MEMORY_MI}Mi"}
+    head = container("ray-head", ray.image, alone if driver_alone else {"cpu": "1", "memory": ray.head_memory})
+    head["env"] = [{"name": RUN_ENV, "value": json.dumps(run.to_wire(), separators=(",", ":"))}]
+    head["volumeMounts"] = [{"name": "run", "mountPath": TOKEN_DIRECTORY, "readOnly": True}]
     priority = job["spec"].get("priorityClassName")
     head_pod = _pod(job, run.attempt, head, priority)
     head_pod["spec"]["volumes"] = [{"name": "run", "secret": {"secretName": secret_name(name), "defaultMode": 0o440}}]
@@ -100,7 +110,7 @@ def ray_job(
     queue = job["spec"].get("queue")
     if queue:
         metadata["labels"][LABEL_QUEUE] = queue
-    return {
+    made: dict[str, Any] = {
         "apiVersion": "ray.io/v1",
         "kind": "RayJob",
         "metadata": metadata,
@@ -133,6 +143,11 @@ def ray_job(
             },
         },
     }
+    if driver_alone:
+        del made["spec"]["rayClusterSpec"]["workerGroupSpecs"]
+        if resources.gpu:  # else Ray hides the head's GPUs from the driver
+            made["spec"]["entrypointNumGpus"] = resources.gpu
+    return made
 
 
 def _pod(job: dict[str, Any], attempt: int, main: dict[str, Any], priority: str | None) -> dict[str, Any]:
@@ -160,11 +175,16 @@ def pod_security() -> dict[str, Any]:
     }
 
 
+def container_security() -> dict[str, Any]:
+    """What makes a container satisfy the *restricted* standard, besides its pod's."""
+    return {"allowPrivilegeEscalation": False, "capabilities": {"drop": ["ALL"]}}
+
+
 def container(name: str, image: str, resources: dict[str, Any]) -> dict[str, Any]:
     """A container that asks for exactly these resources, without any privilege."""
     return {
         "name": name,
         "image": image,
         "resources": {"requests": dict(resources), "limits": dict(resources)},
-        "securityContext": {"allowPrivilegeEscalation": False, "capabilities": {"drop": ["ALL"]}},
+        "securityContext": container_security(),
     }

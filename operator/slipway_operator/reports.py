@@ -24,7 +24,7 @@ _END_WAIT_SECONDS = 15.0
 
 @dataclass(frozen=True)
 class RunKey:
-    """One attempt of one object; `kind` is the plural (trainjobs, evaljobs)."""
+    """One attempt of one object; `kind` is the plural (trainjobs, evaljobs, deployments)."""
 
     kind: str
     namespace: str
@@ -84,7 +84,7 @@ class ReportServer:
     over or was never started, a run must stop · 413 too large · 503 not ready, try again.
 
     A 503 closes the connection: behind a Service that is how a run gets from a replica that waits to the leading one.
-    A Deployment's routers report to .../deployments/... with attempt 0, and never end.
+    A Deployment's routers report to .../deployments/... with attempt 0, and never end; its compressions are runs.
     """
 
     def __init__(
@@ -111,6 +111,9 @@ class ReportServer:
         app = web.Application(client_max_size=MAX_BODY)
         app.router.add_post(
             REPORT_PATH + "/{kind:trainjobs|evaljobs}/{namespace}/{name}/{uid}/{attempt:[0-9]{1,9}}", self._receive
+        )
+        app.router.add_post(
+            REPORT_PATH + "/{kind:deployments}/{namespace}/{name}/{uid}/{attempt:[1-9][0-9]{0,8}}", self._receive
         )
         if self._on_serving_report is not None:
             app.router.add_post(

@@ -29,6 +29,7 @@ class Tally:
     requests: int = 0
     errors: int = 0
     latency_p99_ms: float | None = None
+    cold_start_seconds: float | None = None
 
 
 @dataclass(frozen=True)

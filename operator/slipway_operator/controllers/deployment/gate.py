@@ -41,6 +41,13 @@ def _of_eval_job(name: str, job: dict[str, Any] | None, model: Resolved) -> Verd
     where = f"spec.requires: EvalJob {name}"
     if job is None:
         return Verdict(None, c.EVALUATION_PENDING, f"{where} does not exist; waiting for it")
+    if (job.get("spec") or {}).get("crossValidation"):
+        return Verdict(
+            False,
+            c.EVALUATION_OF_NO_MODEL,
+            f"{where} is a cross-validation: it measures models that it trains itself, and never this one. Name an "
+            "EvalJob whose spec.model is this model; the cross-validation may still decide whether you train it",
+        )
     status = job.get("status") or {}
     conditions = status.get("conditions", [])
     failed, passed = (c.find_condition(conditions, type_) for type_ in (c.FAILED, c.PASSED))

@@ -82,7 +82,19 @@ def roll_back(reason: str, message: str, draft: Draft, plan: Plan) -> None:
     version = draft.candidate
     draft.reject(version, reason, message)
     withdraw(draft)
+    tell_rejected(version, draft)
     plan.note("Warning", c.ROLLED_BACK, f"version {version.version} ({version.source}): {reason}: {message}")
+
+
+def tell_rejected(version: ServedVersion, draft: Draft) -> None:
+    """Progressing, of a version that was rolled back and is still what the spec asks for."""
+    rejection = draft.rejection_of(version.version)
+    assert rejection is not None
+    message = (
+        f"version {version.version} was rolled back at {rejection.time}: {rejection.reason}: {rejection.message} "
+        "Change spec.model, spec.compression or spec.engine to try another"
+    )
+    draft.set(c.PROGRESSING, "False", c.ROLLED_BACK, message)
 
 
 def advance(observed: Observed, spec: DeploymentSpec, draft: Draft, plan: Plan) -> None:

@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
+from slipway_api.drift import DriftStatus
 from slipway_api.serving import ServingReport, VersionStatistics
 from slipway_operator.controllers.deployment.analysis import Tally
 
@@ -22,6 +23,7 @@ _SILENT_SECONDS = 60.0
 class _Endpoint:
     replicas: dict[str, tuple[float, ServingReport]] = field(default_factory=dict)  # replica -> (heard at, report)
     gone: dict[str, tuple[int, int]] = field(default_factory=dict)  # version -> (requests, errors) of replaced replicas
+    drift: tuple[int, DriftStatus] | None = None  # (sequence, report) of the watcher
 
 
 class ServingReports:
@@ -34,12 +36,22 @@ class ServingReports:
     def offer(self, uid: str, report: ServingReport) -> bool:
         """Keep a report unless a newer one of the same replica is known; whether it was kept."""
         endpoint = self._endpoints.setdefault(uid, _Endpoint())
+        if report.drift is not None:  # one watcher at a time: of two, the newer report is the newer one's
+            if endpoint.drift is not None and endpoint.drift[0] >= report.sequence:
+                return False
+            endpoint.drift = (report.sequence, report.drift)
+            return True
         self._bury(endpoint)
         _, known = endpoint.replicas.get(report.replica, (0.0, None))
         if known is not None and known.sequence >= report.sequence:
             return False
         endpoint.replicas[report.replica] = (self._clock(), report)
         return True
+
+    def drift(self, uid: str) -> DriftStatus | None:
+        """What the watcher said last; None before it has said anything."""
+        endpoint = self._endpoints.get(uid)
+        return endpoint.drift[1] if endpoint is not None and endpoint.drift is not None else None
 
     def forget(self, uid: str) -> None:
         """The Deployment is gone."""
@@ -67,5 +79,13 @@ class ServingReports:
 
 
 def _add(tally: Tally, one: VersionStatistics) -> Tally:
-    known = [latency for latency in (tally.latency_p99_ms, one.latency_p99_ms) if latency is not None]
-    return Tally(tally.requests + one.requests, tally.errors + one.errors, max(known, default=None))
+    return Tally(
+        tally.requests + one.requests,
+        tally.errors + one.errors,
+        _highest(tally.latency_p99_ms, one.latency_p99_ms),
+        _highest(tally.cold_start_seconds, one.cold_start_seconds),
+    )
+
+
+def _highest(*values: float | None) -> float | None:
+    return max((value for value in values if value is not None), default=None)

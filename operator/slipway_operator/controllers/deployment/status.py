@@ -10,7 +10,7 @@ from slipway_api import conditions as c
 from slipway_api.deployment import RejectedVersion, ServedVersion
 
 _MAX_REJECTED = 10
-_CONDITION_ORDER = (c.GATE_PASSED, c.AVAILABLE, c.PROGRESSING, c.DEGRADED)
+_CONDITION_ORDER = (c.GATE_PASSED, c.COMPRESSED, c.AVAILABLE, c.PROGRESSING, c.DEGRADED, c.DRIFTED, c.RETRAINING)
 
 
 class Draft:
@@ -45,8 +45,10 @@ class Draft:
         return (self.time - datetime.fromisoformat(moment.replace("Z", "+00:00"))).total_seconds()
 
     def put(self, key: str, value: Any) -> None:
-        """Set a field of status."""
+        """Set a field of status; None takes it away."""
         self._status[key] = value
+        if value is None:
+            del self._status[key]
 
     def value(self, key: str) -> Any:
         """A field of status, or None."""
@@ -64,6 +66,11 @@ class Draft:
             now=self.now,
         )
 
+    def drop(self, type_: str) -> None:
+        """Take a condition away: there is nothing any more that it could speak of."""
+        kept = [one for one in self._status.get("conditions", []) if one["type"] != type_]
+        self._status["conditions"] = kept
+
     def condition(self, type_: str) -> dict[str, Any] | None:
         """A condition, or None before it was first set."""
         return c.find_condition(self._status.get("conditions", []), type_)
@@ -78,7 +85,12 @@ class Draft:
     def reject(self, version: ServedVersion, reason: str, message: str) -> None:
         """It was tried and rolled back."""
         entry = RejectedVersion(version=version.version, reason=reason, message=message[:4096], time=self.now)
-        self.rejected = [entry, *(r for r in self.rejected if r.version != version.version)][:_MAX_REJECTED]
+        self.pardon(version)
+        self.rejected = [entry, *self.rejected][:_MAX_REJECTED]
+
+    def pardon(self, version: ServedVersion) -> None:
+        """Forget that it was rejected."""
+        self.rejected = [r for r in self.rejected if r.version != version.version]
 
     def finish(self) -> dict[str, Any]:
         """The status to write."""
@@ -106,7 +118,8 @@ class Draft:
         conditions = self._status.get("conditions", [])
         for type_ in (c.DEGRADED, c.PROGRESSING):
             if c.is_true(conditions, type_):
-                return type_
+                reason = str((self.condition(type_) or {}).get("reason"))
+                return reason if reason == c.COMPRESSING else type_
         available = c.find_condition(conditions, c.AVAILABLE)
         if available is None:
             return "Pending"

@@ -1,7 +1,7 @@
 """Which model is asked for, and the name that its version gets. Pure.
 
-A version's name is a digest of the model and of how it is held, so the same spec always means the same version: after
-a crash, after a rollback, and when somebody changes a model back to the one before.
+A version's name is a digest of the model, of how it is compressed and of how it is held, so the same spec always means
+the same version: after a crash, after a rollback, and when somebody changes a model back to the one before.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from slipway_api import conditions as c
+from slipway_api.compression import Compression
 from slipway_api.deployment import DeploymentSpec, ServedVersion
 from slipway_api.references import ModelReference
 
@@ -65,16 +66,30 @@ def resolve(spec: DeploymentSpec, train_job: dict[str, Any] | None) -> Resolved 
     return Resolved(ModelReference(uri=trained["uri"]), trained["digest"], f"trainjob/{name}")
 
 
+def _what_decides_weights(compression: Compression) -> dict[str, Any]:
+    """Not how it is measured, what may be lost or where it runs: that makes no new version."""
+    calibration = compression.calibration.to_wire() if compression.calibration else None
+    settings = {compression.scheme: compression.settings.to_wire()}
+    return {"scheme": settings, "calibration": calibration, "emulate": compression.emulate}
+
+
 def version_of(model: Resolved, spec: DeploymentSpec) -> ServedVersion:
     """The version that this model becomes, without any traffic yet."""
-    engine = spec.engine.transformers
-    identity = {"model": model.reference.to_wire(), "digest": model.digest, "engine": engine.to_wire()}
+    engine, vllm, compression = spec.engine.transformers, spec.engine.vllm, spec.compression
+    identity = {"model": model.reference.to_wire(), "digest": model.digest}
+    if engine is not None:
+        identity["engine"] = engine.to_wire()
+    if vllm is not None:
+        identity["vllm"] = {**vllm.to_wire(), "gpus": spec.replicas.resources.gpu}
+    if compression is not None:
+        identity["compression"] = _what_decides_weights(compression)
     digest = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
     return ServedVersion(
         version=f"v-{digest[:10]}",
         reference=model.reference,
         digest=model.digest,
-        source=model.source[:256],
+        source=(f"{model.source[:230]} ({compression.scheme})" if compression else model.source[:256]),
         weight=0,
         engine=engine,
+        vllm=vllm,
     )

@@ -7,10 +7,10 @@ from typing import Any, cast
 
 from slipway_api import conditions as c
 from slipway_api.evaljob import Confidence, EvalJobSpec, Gate
+from slipway_api.gates import judge
 from slipway_api.references import ModelReference
 from slipway_api.run import EvalRunSpec, Report, RunEnd
 from slipway_operator.controllers.evaljob.cross_validation import cross_validate, fold_name
-from slipway_operator.controllers.evaljob.gates import judge
 from slipway_operator.controllers.runs.attempts import out_of_memory_ends
 from slipway_operator.controllers.runs.kind import RunKind, RunPlace
 from slipway_operator.controllers.runs.observed import Observed, Plan, Settings
@@ -99,6 +99,7 @@ class EvalJobKind(RunKind[EvalJobSpec]):
             slices=spec.slices,
             few_shot=spec.few_shot,
             confidences=confidences(spec.gate),
+            gate=spec.gate,
             seed=spec.seed,
             batch_tokens=spec.batch_tokens,
             precision=spec.precision,
@@ -140,12 +141,7 @@ class EvalJobKind(RunKind[EvalJobSpec]):
             draft.set(c.PASSED, "False" if failed else "Unknown", c.NOT_EVALUATED, message)
             return
         spec = self.parse(job)
-        failures = {
-            suite["name"]: suite.get("message") or suite.get("reason") or "no reason given"
-            for suite in draft.value("suites") or []
-            if suite["state"] == "Failed"
-        }
-        verdict = judge(spec.gate, draft.value("metrics") or [], failures)
+        verdict = judge(spec.gate, draft.value("metrics") or [], draft.value("suites") or [])
         draft.put("gates", [result.to_wire() for result in verdict.results])
         draft.set(c.PASSED, verdict.status, verdict.reason, verdict.message)
 

@@ -1,64 +1,37 @@
 """Does what decide.py decided: applies, deletes, writes status once and only if it changed, records events.
 
-Nothing is decided here. Every write names what it expects (UID, resourceVersion), so that a stale cache costs a
-retry and never a wrong delete or a lost record.
+Nothing is decided here, and children are written by children.py.
 """
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import Any
 
 from slipway_api import conditions as c
+from slipway_operator.controllers.runs.children import FIELD_MANAGER, Children
 from slipway_operator.controllers.runs.decide import decide
 from slipway_operator.controllers.runs.kind import RunKind
-from slipway_operator.controllers.runs.observed import Decision, Observed, Patch, Settings
+from slipway_operator.controllers.runs.observe import RunCaches, observe_run
+from slipway_operator.controllers.runs.observed import Decision, Observed, Settings
 from slipway_operator.controllers.runs.status import StatusDraft
-from slipway_operator.controllers.runs.testimony import PodTestimony
 from slipway_operator.kube.client import Client
 from slipway_operator.kube.discovery import Discovery
-from slipway_operator.kube.errors import AlreadyExists, Conflict, Forbidden, NotFound
+from slipway_operator.kube.errors import Forbidden
 from slipway_operator.kube.events import EventRecorder
 from slipway_operator.kube.expectations import Expectations
 from slipway_operator.kube.outcomes import Done, Outcome, RequeueAfter
-from slipway_operator.kube.resource import (
-    EVALJOBS,
-    NETWORKPOLICIES,
-    RAYJOBS,
-    SECRETS,
-    TRAINJOBS,
-    Key,
-    Resource,
-    at_least,
-    controller_of,
-    key_of,
-    uid_of,
-    version_of,
-)
+from slipway_operator.kube.resource import EVALJOBS, RAYJOBS, TRAINJOBS, Key, uid_of
 from slipway_operator.kube.store import Store
-from slipway_operator.kuberay import LABEL_ATTEMPT
 from slipway_operator.reports import ReportStore
 
-FIELD_MANAGER = "slipway-operator"
-OWNER_INDEX = "owner"
 REFERENCE_INDEX = "trainJob"
-CLUSTER_INDEX = "rayCluster"
 KUEUE = "kueue.x-k8s.io"
 
-_RESOURCES = {resource.kind: resource for resource in (RAYJOBS, SECRETS, TRAINJOBS, EVALJOBS, NETWORKPOLICIES)}
 _FORBIDDEN_SECONDS = 15.0  # rights are given by people
 _CACHED = (RAYJOBS, TRAINJOBS, EVALJOBS)  # of what is in no cache, nothing can be waited for
-
-log = logging.getLogger(__name__)
-
-
-def by_owner(obj: dict[str, Any]) -> list[str]:
-    """Index of children: the UID of their controller."""
-    owner = controller_of(obj)
-    return [owner["uid"]] if owner else []
 
 
 def by_reference(kind: RunKind[Any]) -> Callable[[dict[str, Any]], list[str]]:
@@ -72,10 +45,7 @@ class Caches:
 
     jobs: Store  # of the kind
     train_jobs: Store
-    ray_jobs: Store
-    ray_jobs_missing: Callable[[], bool]
-    pods: Store
-    testimony: PodTestimony
+    runs: RunCaches
 
 
 class RunReconciler:
@@ -96,6 +66,7 @@ class RunReconciler:
     ) -> None:
         self._kind = kind
         self._client = client
+        self._children = Children(client, expectations, _CACHED)
         self._caches = caches
         self._reports = reports
         self._recorder = recorder
@@ -114,40 +85,32 @@ class RunReconciler:
         decision = decide(self._kind, await self._observe(job), self._settings, self._clock())
         try:
             for child in decision.apply:
-                await self._apply(key, child)
+                await self._children.apply(key, child)
             for patch in decision.patch:
-                await self._patch(key, patch)
+                await self._children.patch(key, patch)
         except Forbidden as error:
             return await self._tell_forbidden(key, job, error)
         for child in decision.delete:
-            await self._delete(key, child)
+            await self._children.delete(key, child)
         await self._write_status(key, job, decision)
         for event in decision.events:
             self._recorder.event(job, event.type, event.reason, event.message)
         if decision.delete_job:
-            await self._delete(key, job)
+            await self._children.delete(key, job)
         return RequeueAfter(decision.requeue_after) if decision.requeue_after is not None else Done()
 
     async def _observe(self, job: dict[str, Any]) -> Observed:
-        uid, metadata = uid_of(job), job["metadata"]
-        attempt, report = self._reports.latest(uid)
-        observed = Observed(
-            job=job,
-            ray_jobs=self._caches.ray_jobs.by_index(OWNER_INDEX, uid),
-            report=report,
-            report_attempt=attempt,
-            train_jobs=self._referred(job),
-            made_jobs=self._made(job),
-            ray_operator_missing=self._caches.ray_jobs_missing(),
-        )
+        metadata = job["metadata"]
         records = (job.get("status") or {}).get("attempts", [])
         next_name = self._kind.child_name(metadata["name"], (records[-1]["number"] if records else 0) + 1)
-        candidate = self._caches.ray_jobs.get(Key(metadata["namespace"], next_name))
-        if candidate is not None and uid not in by_owner(candidate):
-            observed = replace(observed, foreign_ray_job=candidate)
+        observed = replace(
+            observe_run(job, next_name, self._caches.runs, self._reports),
+            train_jobs=self._referred(job),
+            made_jobs=self._made(job),
+        )
         if job["spec"].get("queue") and not observed.ray_jobs:
             observed = replace(observed, kueue_missing=not await self._discovery.serves(KUEUE))
-        return self._with_pods(observed)
+        return observed
 
     def _referred(self, job: dict[str, Any]) -> dict[str, dict[str, Any]]:
         namespace = job["metadata"]["namespace"]
@@ -159,19 +122,6 @@ class RunReconciler:
         stores = (self._caches.train_jobs, self._caches.jobs)
         found = [store.get(Key(namespace, name)) for name in self._kind.makes(job) for store in stores]
         return [made for made in found if made is not None]
-
-    def _with_pods(self, observed: Observed) -> Observed:
-        """Adds the pods of the newest RayJob's cluster."""
-        ray_job = max(observed.ray_jobs, key=lambda r: int(r["metadata"]["labels"].get(LABEL_ATTEMPT, "0")), default={})
-        cluster = (ray_job.get("status") or {}).get("rayClusterName")
-        if not cluster:
-            return observed
-        address, pods = f"{ray_job['metadata']['namespace']}/{cluster}", self._caches.pods
-        return replace(
-            observed,
-            pods=[*self._caches.testimony.of(address), *pods.by_index(CLUSTER_INDEX, address)],
-            pods_current=at_least(pods.resource_version, version_of(ray_job)) is True,
-        )
 
     async def _acknowledge(self, job: dict[str, Any]) -> None:
         """What the stored status says of ends is durable: tell the runs that wait to hear it."""
@@ -191,37 +141,6 @@ class RunReconciler:
         self._recorder.event(job, "Warning", c.FORBIDDEN, message)
         return RequeueAfter(_FORBIDDEN_SECONDS)
 
-    async def _apply(self, key: Key, child: dict[str, Any]) -> None:
-        resource = _resource(child)
-        if resource not in _CACHED:  # there is nothing to wait for
-            await self._client.apply(resource, child, field_manager=FIELD_MANAGER)
-            return
-        # A RayJob is created and never applied again: once it exists, Kueue drives its `suspend` and its pod templates,
-        # and an apply after a lost answer would take them back. One that exists already is adopted when the cache
-        # shows it. The same holds for jobs, whose names users may have taken.
-        try:
-            written = await self._client.create(resource, child)
-        except AlreadyExists as error:
-            raise Conflict(error.status, error.reason, error.message) from error
-        self._expectations.wrote(key, resource, written)
-
-    async def _patch(self, key: Key, patch: Patch) -> None:
-        resource = _resource(patch.obj)
-        namespace, name = key_of(patch.obj)
-        version = version_of(patch.obj)
-        written = await self._client.merge_patch(resource, namespace, name, patch.body, resource_version=version)
-        self._expectations.wrote(key, resource, written)
-
-    async def _delete(self, key: Key, obj: dict[str, Any]) -> None:
-        resource = _resource(obj)
-        namespace, name = key_of(obj)
-        try:
-            await self._client.delete(resource, namespace, name, uid=uid_of(obj) or None)
-        except NotFound:
-            return
-        if resource in _CACHED:
-            self._expectations.deleted(key, resource, obj)
-
     async def _write_status(self, key: Key, job: dict[str, Any], decision: Decision) -> None:
         if decision.status == job.get("status"):
             return
@@ -240,7 +159,3 @@ class RunReconciler:
         self._expectations.wrote(key, self._kind.resource, written)
         if decision.ended_attempt is not None:
             await self._reports.mark_ended(metadata["uid"], decision.ended_attempt)
-
-
-def _resource(obj: dict[str, Any]) -> Resource:
-    return _RESOURCES[obj["kind"]]

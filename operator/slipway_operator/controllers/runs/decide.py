@@ -171,7 +171,7 @@ def _follow(kind: RunKind[Any], observed: Observed, spec: RunSpecification, now:
     if end is None and past_deadline(spec, draft, now, plan):
         end = End("DeadlineExceeded", c.DEADLINE_EXCEEDED, deadline_message(kind, spec))
     if end is None and spec.suspend:
-        end = End("Suspended", c.SUSPENDED_BY_USER, "stopped because spec.suspend is true")
+        end = End("Suspended", c.SUSPENDED_BY_USER, kind.stopped)
     lost = None
     if end is None:
         assert ray_job is not None
@@ -287,13 +287,9 @@ def _may_start(kind: RunKind[Any], observed: Observed, spec: RunSpecification, n
         )
         return _wait_for(c.WAITING_FOR_KUEUE, message, plan)
     if observed.ray_jobs:
-        last = draft.records()[-1]
-        draft.set(
-            c.RUNNING,
-            "False",
-            c.BACKING_OFF,
-            f"attempt {last['number']} ended: {last.get('message', '')}; waiting until it has stopped",
-        )
+        last = draft.records()[-1] if draft.records() else None
+        ended = f"attempt {last['number']} ended: {last.get('message', '')}" if last else "an earlier run was given up"
+        draft.set(c.RUNNING, "False", c.BACKING_OFF, f"{ended}; waiting until it has stopped")
         return False
     next_time = draft.value("nextAttemptTime")
     if next_time and now < parse_time(next_time):
@@ -346,7 +342,9 @@ def _start(kind: RunKind[Any], observed: Observed, spec: RunSpecification, setti
     )
     token = report_token(settings.report_key, metadata["uid"], number)
     name = kind.child_name(metadata["name"], number)
-    ray_job = kuberay.ray_job(job, name, kind.entrypoint, kind.run(spec, place), spec.workers, settings.config.ray)
+    run, ray = kind.run(spec, place), settings.config.ray
+    ray_job = kuberay.ray_job(job, name, kind.entrypoint, run, spec.workers, ray, driver_alone=kind.driver_alone)
+    ray_job["metadata"]["labels"] |= kind.labels(job)
     policy = settings.config.network_policy
     # The walls stand before anything runs between them.
     plan.apply += [network_policy(job, kind.child_name(metadata["name"], 0), policy)] if policy else []

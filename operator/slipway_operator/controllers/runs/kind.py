@@ -72,6 +72,10 @@ class RunKind(ABC, Generic[SpecT]):
     """What its RayJobs run."""
     kept: str
     """What a deadline does not take away, for its message."""
+    stopped: str = "stopped because spec.suspend is true"
+    """Why an attempt is stopped, for its record."""
+    driver_alone: bool = False
+    """Whether its driver does the work by itself: then the head gets what a worker would have, and there is none."""
 
     @abstractmethod
     def child_name(self, name: str, attempt: int) -> str:
@@ -88,6 +92,10 @@ class RunKind(ABC, Generic[SpecT]):
     def makes(self, job: dict[str, Any]) -> list[str]:
         """Names of the TrainJobs and EvalJobs, of the same namespace, that are made for it. Usually none."""
         return []
+
+    def labels(self, job: dict[str, Any]) -> dict[str, str]:
+        """Further labels of its RayJobs. Usually none."""
+        return {}
 
     def without_a_run(self, observed: Observed, now: datetime, plan: Plan) -> bool:
         """Whether the job needs no run of its own; then this fills the plan in the ladder's place."""

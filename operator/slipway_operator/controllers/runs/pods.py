@@ -171,19 +171,24 @@ def end_by_pods(pods: Sequence[Json], now: datetime) -> End | None:
             why = ": ".join(filter(None, (target.get("reason"), target.get("message"))))
             return End("Preempted", c.EVICTED, f"{_role(pod)} pod {pod['metadata']['name']} is taken away: {why}")
     for pod in pods:
-        for container in _containers(pod):
-            if any(ended.get("reason") == "OOMKilled" for ended in _terminations(container)):
-                return End(
-                    "OutOfMemory",
-                    c.OUT_OF_MEMORY_KILLED,
-                    f"{_role(pod)} pod {pod['metadata']['name']} used more memory than its limit (OOMKilled)",
-                )
+        if out_of_memory(pod) is not None:
+            return End(
+                "OutOfMemory",
+                c.OUT_OF_MEMORY_KILLED,
+                f"{_role(pod)} pod {pod['metadata']['name']} used more memory than its limit (OOMKilled)",
+            )
     for symptom in _symptoms(pods):
         if symptom.reason in _HOPELESS and symptom.since is not None and now - symptom.since >= PATIENCE:
             minutes = int(PATIENCE.total_seconds() // 60)
             message = f"pod {symptom.pod}: {symptom.message}; not better after {minutes} minutes"
             return End("Infrastructure", symptom.reason, message)
     return None
+
+
+def out_of_memory(pod: Json) -> str | None:
+    """When a container of the pod was last killed for memory, as RFC 3339 ("" where nobody says when); None: never."""
+    ends = [ended for container in _containers(pod) for ended in _terminations(container)]
+    return max((str(end.get("finishedAt") or "") for end in ends if end.get("reason") == "OOMKilled"), default=None)
 
 
 def seconds_of_patience(pods: Sequence[Json], now: datetime) -> float | None:

@@ -39,8 +39,8 @@ class StatusDraft:
         return attempts
 
     def last_number(self) -> int:
-        """The number of the newest attempt; 0 before the first."""
-        return self.records()[-1]["number"] if self.records() else 0
+        """The number of the newest attempt, also where its record belongs to an earlier run; 0 before the first."""
+        return int(self.records()[-1]["number"] if self.records() else self._status.get("attempt", 0))
 
     def current_attempt(self) -> int | None:
         """The number of the attempt that has not ended, or None."""

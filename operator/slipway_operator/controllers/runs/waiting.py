@@ -20,6 +20,8 @@ _STAGES = {
     "SavingModel": (c.SAVING_MODEL, "the trained model is being written"),
     "Evaluating": (c.EVALUATING, "examples are scored"),
     "SavingResults": (c.SAVING_RESULTS, "scores and the report are being written"),
+    "Compressing": (c.COMPRESSING, "the model is being compressed"),
+    "Measuring": (c.MEASURING, "the compressed model is held against the one that it was made from"),
     "Ended": (c.ENDING, "the run is ending"),
 }
 REALLY_RUNNING = frozenset(reason for reason, _ in _STAGES.values())
