@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from datetime import datetime
 from typing import Any
 
-from slipway_cli import describe_evaljob, jobs
+from slipway_cli import describe_deployment, describe_evaljob, jobs
 from slipway_cli.durations import ago, short_duration
 from slipway_cli.output import to_yaml, without_managed_fields
 from slipway_cli.sections import Pairs, attempts, conditions, count, flat, pairs, section, usage
@@ -23,6 +23,8 @@ def describe(obj: Json, events: Sequence[Json], now: datetime) -> str:
         sections += _train_job(obj, now)
     elif jobs.is_ours(obj, "EvalJob"):
         sections += describe_evaljob.sections(obj, now)
+    elif jobs.is_ours(obj, "Deployment"):
+        sections += describe_deployment.sections(obj, now)
     else:
         sections += _anything(obj)
     sections.append(_events(events, now))

@@ -1,4 +1,4 @@
-"""What the status of a TrainJob or an EvalJob says, for people.
+"""What the status of a TrainJob, an EvalJob or a Deployment's compression says, for people.
 
 Pure; every reader takes the raw object and survives a missing field.
 """
@@ -41,6 +41,14 @@ def is_ours(obj: Json, kind: str) -> bool:
 def is_run(obj: Json) -> bool:
     """Whether this object is carried out as a run: a TrainJob or an EvalJob."""
     return is_ours(obj, "TrainJob") or is_ours(obj, "EvalJob")
+
+
+def run_of(obj: Json) -> Json | None:
+    """The object as a run: a Deployment with the status of its newest compression, None where it has had none."""
+    if not is_ours(obj, "Deployment"):
+        return obj
+    compression = status_of(obj).get("compression")
+    return obj | {"status": compression} if isinstance(compression, dict) else None
 
 
 def label_of(obj: Json) -> str:

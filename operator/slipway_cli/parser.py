@@ -162,6 +162,17 @@ def _rollout(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("what", nargs="+", metavar="sdeploy/NAME", help="the Deployment")
 
 
+def _lineage(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("what", nargs="+", metavar="sdeploy/NAME", help="the Deployment, or a TrainJob: tj/NAME")
+    parser.add_argument(
+        "-o",
+        "--output",
+        choices=["tree", "dot", "json", "html"],
+        default="tree",
+        help="tree (default), dot, json, html",
+    )
+
+
 def _validate(parser: argparse.ArgumentParser) -> None:
     _files(parser)
 
@@ -191,6 +202,7 @@ COMMANDS: tuple[Command, ...] = (
     Command("chat", "Endpoints", "talk to a Deployment", _chat, 'chat sdeploy/NAME -m "Hello"'),
     Command("promote", "Endpoints", "let a Deployment's candidate take over now", _rollout, "promote sdeploy/NAME"),
     Command("abort", "Endpoints", "roll a Deployment's candidate back now", _rollout, "abort sdeploy/NAME"),
+    Command("lineage", "Endpoints", "where a model comes from, back to the data", _lineage, "lineage sdeploy/NAME"),
     Command("validate", "Manifests", "check manifests without a server", _validate, "validate -f FILE", remote=False),
     Command("crds", "Manifests", "print the CustomResourceDefinitions", _nothing, "crds", remote=False),
     Command("version", "Other", "versions of this command and of the server", _version, "version"),

@@ -24,7 +24,7 @@ _QUIET_STAGES = frozenset({"Training", "Evaluating"})  # their reason's message 
 
 @dataclass(frozen=True)
 class ProgressView:
-    """Where a TrainJob or an EvalJob is, as people want to see it."""
+    """Where one of our objects is, as people want to see it."""
 
     name: str
     stage: str
@@ -42,7 +42,9 @@ class ProgressView:
 
     @classmethod
     def of(cls, obj: Json) -> ProgressView:
-        """The view of a run; missing fields are left out."""
+        """The view of a run or a Deployment; missing fields are left out."""
+        if jobs.is_ours(obj, "Deployment"):
+            return cls(name=jobs.name_of(obj), stage=one_line(jobs.stage(obj)), note=one_line(_rollout_note(obj)))
         progress = jobs.status_of(obj).get("progress") or {}
         stage = jobs.stage(obj)
         live = stage in _QUIET_STAGES
@@ -92,6 +94,17 @@ class ProgressView:
         text = ", ".join(part for part in (step, self.numbers()) if part)
         shown = " - ".join(part for part in (text, self.note) if part)
         return f"{self.name}: {self.stage}" + (f": {shown}" if shown else "")
+
+
+def _rollout_note(obj: Json) -> str:
+    """What keeps a Deployment from answering; while it answers, how its rollout goes."""
+    found = jobs.conditions_of(obj)
+    available, progressing = (c.find_condition(found, type_) for type_ in (c.AVAILABLE, c.PROGRESSING))
+    if available is None:
+        return "the operator has not looked at it yet"
+    shown = progressing if available.get("status") == "True" and progressing else available
+    weights = jobs.status_of(obj).get("weights") or ""
+    return f"{shown.get('message', '')}" + (f" (weights {weights})" if "/" in weights else "")
 
 
 def _note_of(obj: Json, stage: str) -> str:

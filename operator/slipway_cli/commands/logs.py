@@ -29,11 +29,18 @@ def run(arguments: argparse.Namespace, environment: Mapping[str, str]) -> int:
 
     async def command(opened: Session) -> int:
         kind, name = await opened.one(arguments.what)
-        if kind.resource.kind not in ("TrainJob", "EvalJob"):
+        if kind.resource.kind not in jobs.SHORT:
             raise UsageError(
-                f"logs are of TrainJobs and EvalJobs, not of {kind.resource.kind}", hint="slipway logs tj/NAME"
+                f"logs are of TrainJobs, EvalJobs and the compressions of Deployments, not of {kind.resource.kind}",
+                hint="slipway logs tj/NAME",
             )
-        job = await opened.get(kind, name)
+        found = await opened.get(kind, name)
+        job = jobs.run_of(found)
+        if job is None:
+            raise LogError(
+                f"{jobs.label_of(found)} has had no compression, which is all that it runs besides its replicas",
+                hint="the replicas' logs: kubectl logs of their pods",
+            )
         if arguments.attempt and not arguments.follow and arguments.attempt > jobs.attempt_of(job):
             label = jobs.label_of(job)
             raise LogError(f"{label} has had {_attempts(jobs.attempt_of(job))}", hint=f"slipway describe {label}")
@@ -119,8 +126,9 @@ class _JobFollower:
                 if change.type == "deleted" or (change.obj and change.obj["metadata"]["uid"] != uid):
                     self._latest.gone = True
                     return
-                if change.obj is not None:
-                    self._latest.job = change.obj
+                run = jobs.run_of(change.obj) if change.obj is not None else None
+                if run is not None:
+                    self._latest.job = run
 
     async def _attempt(self, attempt: int, watcher: asyncio.Task[None]) -> bool:
         """Follows one attempt to its end; whether another is to be followed."""

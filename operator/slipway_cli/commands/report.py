@@ -1,4 +1,4 @@
-"""`slipway report`: the HTML report of an EvalJob, opened in a browser where there is one to open."""
+"""`slipway report`: the HTML report of an EvalJob or of a Deployment's drift, opened in a browser if there is one."""
 
 from __future__ import annotations
 
@@ -46,13 +46,29 @@ def _has_desktop(environment: Mapping[str, str]) -> bool:
 
 async def _report(opened: Session, words: list[str]) -> str:
     kind, name = await opened.one(words)
-    if kind.resource.kind != "EvalJob":
-        raise UsageError(f"reports are of EvalJobs, not of {kind.resource.kind}", hint="slipway report ej/NAME")
+    if kind.resource.kind not in ("EvalJob", "Deployment"):
+        message = f"reports are of EvalJobs and Deployments, not of {kind.resource.kind}"
+        raise UsageError(message, hint="slipway report ej/NAME")
     job = await opened.get(kind, name)
+    if kind.resource.kind == "Deployment":
+        return _drift_report(name, job)
     report = (jobs.status_of(job).get("results") or {}).get("report")
     if report:
         return str(report)
     raise _no_report(name, job)
+
+
+def _drift_report(name: str, deployment: Json) -> str:
+    status = jobs.status_of(deployment)
+    report = (status.get("drift") or {}).get("report")
+    if report:
+        return str(report)
+    if not (deployment.get("spec") or {}).get("drift"):
+        message = f"sdeploy/{name} has no report: nobody looks for drift, because spec.drift is not set"
+        raise ModelError(message, hint="slipway report ej/NAME is for evaluations")
+    drifted: Json = next((one for one in status.get("conditions") or [] if one.get("type") == "Drifted"), {})
+    why = drifted.get("message") or "the watcher has not said anything"
+    raise ModelError(f"sdeploy/{name} has no report yet: {why}", hint=f"slipway get sdeploy/{name} -o yaml")
 
 
 def _no_report(name: str, job: Json) -> ModelError:

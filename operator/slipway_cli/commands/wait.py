@@ -60,7 +60,7 @@ async def wait_for(
     watcher = _Watcher(opened, kind, name, goal, first)
     try:
         async with asyncio.timeout_at(deadline):
-            if first is not None and jobs.is_run(first) and not quiet:
+            if first is not None and (jobs.is_run(first) or jobs.is_ours(first, "Deployment")) and not quiet:
                 with display_for(sys.stdout) as display:
                     await watcher.run(display)
             else:

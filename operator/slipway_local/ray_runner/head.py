@@ -28,6 +28,7 @@ from typing import Any
 import psutil  # type: ignore[import-untyped]
 
 from slipway_local.processes import ProcessRef, in_session, marked, read_json, stop, write_json, write_private
+from slipway_local.ray_runner import serve_proxy
 from slipway_local.ray_runner.errors import RayStartFailed, RayUnavailable
 from slipway_local.ray_runner.jobs_api import JobsApi, Machine
 
@@ -81,6 +82,7 @@ class RayHead:
         self._environment = os.environ if environment is None else environment
         self.temp_dir = _temp_dir(self._folder)
         """Ray's own directory; `purge` removes it."""
+        self._proxy_dir = serve_proxy.directory_for(self._folder)
         self.bin_dir = Path(sys.executable).absolute().parent
 
     @property
@@ -112,7 +114,7 @@ class RayHead:
         """Starts a new head and waits until it takes jobs. Raises RayStartFailed; nothing is left running then."""
         await self.stop()
         self._remove_old_sessions()
-        for folder in (self._folder, self._log.parent, self.temp_dir.parent):
+        for folder in (self._folder, self._log.parent, self.temp_dir.parent, self._proxy_dir):
             _make_private(folder)
         self.temp_dir.mkdir(exist_ok=True)
         mark = secrets.token_hex(8)
@@ -138,6 +140,7 @@ class RayHead:
         if isinstance(record, dict) and not await stop(lambda: self._remains(record), grace=2.0):
             left = ", ".join(str(ref.pid) for ref in self._remains(record))
             raise RayStartFailed(f"processes of the old Ray head cannot be ended: {left}")
+        shutil.rmtree(self._proxy_dir, ignore_errors=True)
         self._record.unlink(missing_ok=True)
 
     @property
@@ -220,6 +223,7 @@ class RayHead:
 
     def _ray_environment(self, mark: str) -> dict[str, str]:
         kept = {name: value for name, value in self._environment.items() if not name.startswith(_DROPPED_VARIABLES)}
+        statistics, metrics = _free_ports(2)
         return {
             **kept,
             HEAD_MARK: mark,
@@ -231,6 +235,8 @@ class RayHead:
             "RAY_USAGE_STATS_ENABLED": "0",
             # On a busy machine the default of 60 s may not be enough, and Ray gives up.
             "RAY_DASHBOARD_STARTUP_TIMEOUT_S": str(int(self._options.start_timeout)),
+            **serve_proxy.guard(),
+            **serve_proxy.haproxy(self._proxy_dir, statistics_port=statistics, metrics_port=metrics),
         }
 
     async def _wait_until_ready(self, head: Head) -> None:

@@ -3,8 +3,7 @@
 PUT replaces the whole configuration: applications that it does not name are removed. Its first call also starts Serve,
 with one HTTP proxy on loopback. Every request carries the token and has a deadline.
 
-Ray can put HAProxy in front of Serve, which then listens on every interface. It is switched on by a variable in Ray's
-environment, and the head is started without any such variable.
+The proxy is HAProxy where there is one (serve_proxy.py), and it listens where `http_options` says.
 """
 
 from __future__ import annotations

@@ -159,7 +159,11 @@ def _application(application: dict[str, Any], path: str, logging: Any) -> dict[s
 
 
 def _deployment(deployment: dict[str, Any], path: str) -> Resources:
-    """What it needs with as many replicas as it may have; Serve's defaults where it says nothing."""
+    """What it needs with as many replicas as it may have.
+
+    Options that are given replace those of the code, so Serve's default holds for what they leave out. Where none are
+    given the code has the word: nothing is counted here, and what the replicas take is once Serve has read it.
+    """
     _known(deployment, path, _DEPLOYMENT)
     if not text_at(deployment, "name", path):
         raise InvalidSpec(f"{path}.name", "is required")
@@ -168,7 +172,7 @@ def _deployment(deployment: dict[str, Any], path: str) -> Resources:
     _known(options, where, _ACTOR)
     read_runtime_env(mapping_at(options, "runtime_env", where), f"{where}.runtime_env")
     each = Resources(
-        _number(options, "num_cpus", where, default=1),
+        _number(options, "num_cpus", where, default=1 if options else 0),
         _number(options, "num_gpus", where, default=0),
         _number(options, "memory", where, default=0),
     )

@@ -135,9 +135,18 @@ def suspended(status: Status) -> Status:
 
 
 def changes(old: Status, new: Status) -> Status:
-    """A merge patch (RFC 7386) that turns the one into the other; {} when they are equal."""
-    patch: Status = {name: value for name, value in new.items() if old.get(name) != value}
-    patch.update({name: None for name in old if name not in new})
+    """A merge patch (RFC 7386) that turns the one into the other; {} when they are equal.
+
+    It goes as deep as both are objects: what it does not name stays there too.
+    """
+    patch: Status = {name: None for name in old if name not in new}
+    for name, value in new.items():
+        before = old.get(name)
+        if isinstance(value, dict) and isinstance(before, dict):
+            if inner := changes(before, value):
+                patch[name] = inner
+        elif before != value:
+            patch[name] = value
     return patch
 
 
