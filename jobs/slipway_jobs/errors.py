@@ -18,6 +18,8 @@ from slipway_api.run import Outcome
 
 MAX_MESSAGE_LENGTH = 4096  # what status.conditions[].message can hold (slipway_api.base.LongText)
 _REASON = re.compile(r"[A-Z][A-Za-z0-9]{0,127}")
+# Of torch's allocator and of mmap, which say it in a RuntimeError.
+_NO_MEMORY = re.compile(r"(cannot|can't|failed to) allocate memory|not enough memory", re.IGNORECASE)
 
 
 class JobError(Exception):
@@ -64,3 +66,9 @@ class Preempted(JobError):  # noqa: N818 - named like the outcome that it stands
     """The run was told to leave. It tries again, and the attempt does not count."""
 
     outcome = Outcome.PREEMPTED
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether a foreign exception says that the host or the device has no memory left, whatever its class is."""
+    names = {cls.__name__ for cls in type(error).__mro__}
+    return bool(names & {"MemoryError", "OutOfMemoryError"} or _NO_MEMORY.search(str(error)))

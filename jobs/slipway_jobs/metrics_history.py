@@ -9,6 +9,10 @@ One JSON object per line, told apart by `kind`:
 Within a file no step stands twice: when the workers of an attempt start again from a checkpoint, what came after that
 checkpoint is cut off and a new `start` line says so. Of a long run only every n-th step is kept, so that
 a file holds about MAX_STEPS of them at most. Written by rank 0; read by anyone.
+
+Each line is handed to the operating system before the engine goes on (5 microseconds): a checkpoint must never be
+safe without the steps that led to it, or the history of a run that is killed has a hole. An object store is some
+seconds behind, and there a hole is possible.
 """
 
 from __future__ import annotations
@@ -16,7 +20,6 @@ from __future__ import annotations
 import json
 import math
 import os
-import time
 from collections.abc import Callable
 from typing import IO, Any
 
@@ -24,7 +27,6 @@ from slipway_jobs.growing_file import GrowingFile
 from slipway_jobs.storage import Storage
 
 MAX_STEPS = 20_000
-_FLUSH_SECONDS = 1.0
 
 
 def metrics_path(attempt: int) -> str:
@@ -36,7 +38,7 @@ class MetricsHistory:
     """Appends to the file of one attempt. Raises what Storage raises when it cannot be opened, and nothing later.
 
     `resumed_from_step`: the checkpoint that training continues from, None for a start from nothing.
-    `now` gives the time as text, `clock` seconds that only grow.
+    `now` gives the time as text.
     """
 
     def __init__(
@@ -47,16 +49,13 @@ class MetricsHistory:
         steps: int,
         resumed_from_step: int | None,
         now: Callable[[], str],
-        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.every_steps = -(-steps // MAX_STEPS) or 1
         self._steps = steps
         self._now = now
-        self._clock = clock
         self._file = GrowingFile(storage, metrics_path(attempt), every_seconds=30.0)
         kept = _until(self._file.path.read_bytes(), resumed_from_step or 0)
         self._stream: IO[str] | None = _replace(self._file, kept)
-        self._flushed = self._clock()
         self._write(
             {
                 "kind": "start",
@@ -66,7 +65,6 @@ class MetricsHistory:
                 "everySteps": self.every_steps,
             }
         )
-        self.flush()
 
     def step(self, step: int, **values: float | int | None) -> None:
         """One optimizer step. Costs some microseconds, and nothing where the step is not one that is kept."""
@@ -77,18 +75,8 @@ class MetricsHistory:
         """One held-out measurement."""
         self._write({"kind": "eval", "step": step, **values})
 
-    def flush(self) -> None:
-        """Hand what was written to the operating system: it survives a kill from here on."""
-        if self._stream is not None:
-            try:
-                self._stream.flush()
-            except OSError:
-                self._stream = None  # a full disk costs the rest of the history, never the run
-            self._flushed = self._clock()
-
     def close(self) -> None:
-        """Flush, and send the rest to an object store."""
-        self.flush()
+        """Send the rest to an object store."""
         if self._stream is not None:
             self._stream.close()
             self._stream = None
@@ -101,11 +89,9 @@ class MetricsHistory:
         line = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in line.items()}
         try:
             self._stream.write(json.dumps({**line, "time": self._now()}, separators=(",", ":")) + "\n")
+            self._stream.flush()
         except (OSError, ValueError):
-            self._stream = None
-            return
-        if self._clock() - self._flushed >= _FLUSH_SECONDS:
-            self.flush()
+            self._stream = None  # a full disk costs the rest of the history, never the run
 
 
 def _until(content: bytes, step: int) -> bytes:

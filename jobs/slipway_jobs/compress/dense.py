@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from slipway_jobs.compress.quiet import first_line, quiet_libraries
-from slipway_jobs.errors import JobError, OutOfMemory, UserError
+from slipway_jobs.errors import JobError, OutOfMemory, UserError, is_out_of_memory
 from slipway_jobs.model_files import check_model_files
 
 
@@ -67,10 +67,12 @@ def from_pretrained(directory: Path, where: str, device: torch.device, options: 
             f"model: {where} is no causal language model that this version of transformers can build without running "
             f"the repository's own code ({first_line(error)})",
         ) from error
-    except (MemoryError, torch.OutOfMemoryError) as error:
-        raise OutOfMemory("OutOfMemory", f"model: {where} does not fit the memory of {device} while loading") from error
     except JobError:
         raise
     except Exception as error:  # each library has its own tree for a damaged file
+        if is_out_of_memory(error):
+            raise OutOfMemory(
+                "OutOfMemory", f"model: {where} does not fit the memory of {device} while loading"
+            ) from error
         raise UserError("ModelUnreadable", f"model: cannot load {where}: {first_line(error)}") from error
     return lm.eval()

@@ -18,6 +18,7 @@ from slipway_jobs.compress.dense import default_device, from_pretrained
 from slipway_jobs.compress.schemes import scheme_of
 from slipway_jobs.compress.schemes.base import Applied, Scheme
 from slipway_jobs.errors import InfrastructureError, UserError
+from slipway_jobs.lean_transformers import whole_transformers
 from slipway_jobs.model_files import directory_digest
 from slipway_jobs.train.lineage import LINEAGE
 
@@ -38,6 +39,15 @@ def load_compressed(
     `verify` compares every file with slipway.json first. Raises InfrastructureError ModelDamaged (make it again),
     UserError NotCompressed, SchemeNotApplied, and what `load_dense` raises.
     """
+    loaded, tokenizer = open_compressed(directory, device, verify=verify)
+    return loaded.lm, tokenizer
+
+
+def open_compressed(
+    directory: str | Path, device: torch.device | None = None, *, verify: bool = True
+) -> tuple[LoadedModel, Any]:
+    """As `load_compressed`, and how the model runs."""
+    whole_transformers()
     from transformers import AutoTokenizer  # noqa: PLC0415
 
     path = Path(directory)
@@ -50,7 +60,7 @@ def load_compressed(
     made = document["compression"]
     scheme = scheme_of(made["scheme"], made["settings"])
     loaded = load_with(path, scheme, made["layers"], device)
-    return loaded.lm, AutoTokenizer.from_pretrained(path, trust_remote_code=False)
+    return loaded, AutoTokenizer.from_pretrained(path, trust_remote_code=False)
 
 
 def load_with(directory: Path, scheme: Scheme, layers: list[str], device: torch.device) -> LoadedModel:

@@ -36,7 +36,9 @@ from slipway_jobs.compress.schemes.base import Scheme, SchemeJob
 from slipway_jobs.compress.texts import Texts, draw, open_texts
 from slipway_jobs.data import check_vocabulary
 from slipway_jobs.data.cache import Cache, Entry
+from slipway_jobs.drift.reference import FOLDER as REFERENCE
 from slipway_jobs.errors import InfrastructureError, UserError
+from slipway_jobs.lean_transformers import whole_transformers
 from slipway_jobs.model_files import directory_digest, model_directory
 from slipway_jobs.reporting import Stage
 from slipway_jobs.storage import Storage
@@ -92,9 +94,10 @@ def compress(
     """The compressed model of a run contract, made or found.
 
     Raises UserError QualityLossTooHigh (the result is kept below `refused/`), SchemeHasNoKernel, SchemeUnsupported,
-    SchemeNotApplied, SchemeSettingsInvalid, and what reading the model and the texts raises; OutOfMemory;
-    InfrastructureError.
+    ModelDigestMismatch, SchemeNotApplied, SchemeSettingsInvalid, and what reading the model and the texts raises;
+    OutOfMemory; InfrastructureError.
     """
+    whole_transformers()  # before the texts' tokenizer is read, which needs less of it
     compression = spec.compression
     device = device or default_device()
     scheme = scheme_of(compression.scheme, compression.settings.to_wire())
@@ -102,6 +105,8 @@ def compress(
     cache_storage = Storage(spec.cache, field="cache")
     stage("PreparingData")
     with model_directory(spec.model) as (source, where):
+        base_digest = directory_digest(source)
+        _check_digest(spec, base_digest, where)
         texts = open_texts(spec.model, compression.calibration, compression.held_out, cache_storage, progress)
         step = Step(
             spec=spec,
@@ -109,7 +114,7 @@ def compress(
             texts=texts,
             source=source,
             where=where,
-            base_digest=directory_digest(source),
+            base_digest=base_digest,
             scheme_digest=_scheme_digest(compression, texts, device),
             device=device,
             effort=effort or measure.Effort(),
@@ -127,6 +132,15 @@ def _check_native(scheme: Scheme, compression: Compression, device: torch.device
             f"compression.{scheme.name}: no engine here has a kernel for it on {device.type}: the weights would be "
             "expanded when the model is loaded, so memory and speed would gain nothing; choose another scheme, or set "
             "emulate: true to accept that",
+        )
+
+
+def _check_digest(spec: CompressRunSpec, found: str, where: str) -> None:
+    """What passed the gate is what is compressed."""
+    if spec.digest and found != spec.digest:
+        raise UserError(
+            "ModelDigestMismatch",
+            f"model: the files of {where} are {found}, asked for was {spec.digest}: they have changed since",
         )
 
 
@@ -263,6 +277,8 @@ def _make(step: Step, directory: Path) -> CompressionResult:
     for path in sorted(step.texts.tokenizer.iterdir()):
         if path.is_file() and not (output / path.name).exists():
             shutil.copyfile(path, output / path.name)
+    if (step.source / REFERENCE).is_dir():  # what its traffic is compared with stays what it was
+        shutil.copytree(step.source / REFERENCE, output / REFERENCE)
     files = _records(output)
     result = _measured(step, base, output, layers).model_copy(update={"digest": model_digest(files)})
     _write_lineage(step, output, layers, files, result)

@@ -8,7 +8,7 @@ Formats
 - parquet: a row is a document, read row group by row group.
 A name that ends in .gz is decompressed on the way (text and jsonl).
 
-Of a source that is a part of a split (split.py) only the documents of that part come.
+Of a source that is a part of a split (split.py), or a sample (sample.py), only the documents of that part come.
 
 `rows` reads the same files as rows of fields, for evaluations: a prompt needs more than one field of a row.
 
@@ -162,13 +162,13 @@ def _jsonl(source: Source, file: SourceFile) -> Iterator[Piece]:
         text = row.get(field)
         if type(text) is not str or not text:
             raise _field_missing(source, f"{file.where}:{number}", row, field)
-        if source.part is None or source.part.takes_text(text):
+        if source.takes_text(text):
             yield Piece(text, ends=True)
 
 
 def _jsonl_rows(source: Source, file: SourceFile) -> Iterator[Row]:
     for row, number in _json_objects(source, file):
-        if source.part is None or source.part.takes_row(row, source.text_field):
+        if source.takes_row(row):
             yield Row({"file": file.relative, **row}, f"{file.where}:{number}")
 
 
@@ -247,14 +247,14 @@ def _parquet(source: Source, file: SourceFile) -> Iterator[Piece]:
             text = row[field]
             if not text:
                 raise _field_missing(source, f"{file.where} row {number}", row, field)
-            if source.part is None or source.part.takes_text(text):
+            if source.takes_text(text):
                 yield Piece(text, ends=True)
 
 
 def _parquet_as_rows(source: Source, file: SourceFile) -> Iterator[Row]:
     with _parquet_file(source, file) as table:
         for row, number in _parquet_rows(source, file, table, None):
-            if source.part is None or source.part.takes_row(row, source.text_field):
+            if source.takes_row(row):
                 yield Row({"file": file.relative, **row}, f"{file.where} row {number}")
 
 

@@ -172,7 +172,9 @@ def _tokenized(
         if meta["documents"] == 0 and sources[0].part is not None:
             raise nothing_in(sources[0].part, _SPLIT)
         if meta["documents"] == 0:
-            raise UserError("DataEmpty", f"{field}: the files hold no document; check what wrote them")
+            sampled = any(source.draw for source in sources)
+            todo = "take a larger sample.fraction or another sample.seed" if sampled else "check what wrote them"
+            raise UserError("DataEmpty", f"{field}: the files hold no document; {todo}")
         seconds = time.monotonic() - started
         progress(f"{field}: {meta['tokens']:,} tokens of {meta['documents']:,} documents in {seconds:.1f} s")
         return {**meta, "tokenizer": info.digest, "sources": [source.describe() for source in sources]}

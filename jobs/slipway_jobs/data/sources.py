@@ -25,6 +25,8 @@ from typing import IO, TYPE_CHECKING, Any, Literal
 from slipway_api.trainjob import DataSource
 from slipway_jobs.data.fingerprints import FileToHash, Fingerprints, Identity
 from slipway_jobs.data.globs import GlobSet
+from slipway_jobs.data.places import content_of
+from slipway_jobs.data.sample import Draw
 from slipway_jobs.errors import InfrastructureError, UserError
 from slipway_jobs.storage import Storage
 
@@ -77,6 +79,7 @@ class Source:
     files: tuple[SourceFile, ...]
     file_digests: tuple[str, ...]
     part: Part | None = None  # of a split: only its documents count
+    draw: Draw | None = None  # of a sample: likewise
 
     @property
     def size(self) -> int:
@@ -92,7 +95,21 @@ class Source:
             digest.update(json.dumps([file.relative, file.identity.size, content]).encode())
         if self.part is not None:
             digest.update(json.dumps(self.part.key).encode())
+        if self.draw is not None:
+            digest.update(json.dumps(self.draw.key).encode())
         return digest.hexdigest()
+
+    def takes_text(self, text: str) -> bool:
+        """Whether the document that a row's text is belongs to the part and to the sample."""
+        content = content_of(text) if self.part or self.draw else ""
+        return (self.part is None or self.part.takes(content)) and (self.draw is None or self.draw.takes(content))
+
+    def takes_row(self, fields: dict[str, Any]) -> bool:
+        """The same for a row of an evaluation, which may have no text: then all of its fields are its content."""
+        text = fields.get(self.text_field)
+        if (self.part or self.draw) and (not isinstance(text, str) or not text):
+            text = json.dumps(fields, sort_keys=True, default=str)
+        return self.takes_text(str(text))
 
     def describe(self) -> dict[str, Any]:
         """For index.json and lineage."""
@@ -104,6 +121,7 @@ class Source:
             "bytes": self.size,
             "sha256": self.digest,
             **({"part": self.part.key} if self.part else {}),
+            **({"sample": self.draw.key} if self.draw else {}),
         }
 
 
@@ -135,13 +153,18 @@ def _resolve(source: DataSource, field: str, fingerprints: Fingerprints, progres
     digests = fingerprints.sha256(
         source.uri, [FileToHash(file.relative, file.identity, file.path, file.open) for file in kept]
     )
+    draw = Draw(source.sample) if source.sample else None
+    taken = list(zip(kept, digests, strict=True))
+    if draw is not None and source.format == "text":  # of rows the others are left out when they are read
+        taken = [(file, digest) for file, digest in taken if draw.takes(digest)]
     return Source(
         field=field,
         kind="stdlib" if stdlib else "files",
         format=source.format,
         text_field=source.text_field,
-        files=tuple(kept),
-        file_digests=tuple(digests),
+        files=tuple(file for file, _ in taken),
+        file_digests=tuple(digest for _, digest in taken),
+        draw=draw,
     )
 
 

@@ -10,18 +10,15 @@ Parts are of about equal size only where there are many documents: each falls wh
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from decimal import Decimal
 from typing import Any
 
 from slipway_api.split import Split
+from slipway_jobs.data.places import RANGE, place
 from slipway_jobs.data.sources import Source
 from slipway_jobs.errors import UserError
-
-_RANGE = 1 << 64
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,25 +39,14 @@ class Part:
         """Whether a document belongs here. `content` is the SHA-256 of its content, in hexadecimal."""
         return is_held_out(self.split, content) == self.held_out
 
-    def takes_text(self, text: str) -> bool:
-        """The same for a row, from its text."""
-        return self.takes(hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest())
-
-    def takes_row(self, fields: dict[str, Any], text_field: str) -> bool:
-        """The same for a row of an evaluation, which may have no text."""
-        text = fields.get(text_field)
-        if not isinstance(text, str) or not text:
-            text = json.dumps(fields, sort_keys=True, default=str)
-        return self.takes_text(text)
-
 
 def is_held_out(split: Split, content: str) -> bool:
     """Whether the document with that SHA-256 falls into the held-out part."""
-    place = int.from_bytes(hashlib.sha256(f"{split.seed}:{content}".encode()).digest()[:8])
+    where = place(str(split.seed), content)
     if split.eval_fraction is not None:
-        return place < Decimal(split.eval_fraction) * _RANGE
+        return where < Decimal(split.eval_fraction) * RANGE
     assert split.folds is not None
-    return place * split.folds // _RANGE == split.fold
+    return where * split.folds // RANGE == split.fold
 
 
 def part_of(sources: Sequence[Source], split: Split, *, held_out: bool, field: str) -> list[Source]:

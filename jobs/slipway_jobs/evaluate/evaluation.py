@@ -93,8 +93,8 @@ class Evaluation:
         self._measure("model", self._run.model)
         if self._run.baseline is not None:
             self._measure("baseline", self._run.baseline)
-        suites = self._open()
         try:
+            suites = self._open()
             for suite in suites:
                 if suite.stored:
                     self._finish(suite)
@@ -120,10 +120,14 @@ class Evaluation:
         self._host.say(f"{which}: {where}, {model.parameters:,} parameters, {model.digest[:23]}")
 
     def _open(self) -> list[SuiteRun]:
-        """Every suite whose data are there; the others have failed."""
+        """Every suite whose data are there; the others have failed. Benchmarks come last: while this process imports
+        their harness, which takes seconds, the workers that the others need start already."""
         fingerprints = Cache(Storage(self._run.cache, field="cache"), progress=self._host.say).fingerprints
-        found = []
-        for position, suite in enumerate(self._run.suites):
+        found: list[SuiteRun] = []
+        order = sorted(enumerate(self._run.suites), key=lambda place: place[1].kind == "benchmark")
+        for position, suite in order:
+            if suite.kind == "benchmark" and self._pool is None and not all(one.stored for one in found):
+                self._start_workers(found)
             with self._failing(suite):
                 if suite.kind != "benchmark":
                     suite_metrics.wanted(self._run, suite)
@@ -137,7 +141,7 @@ class Evaluation:
                 stores = {which: ScoreStore(self._results, key) for which, key in keys.items()}
                 stored = all(store.is_complete() for store in stores.values())
                 found.append(SuiteRun(position, suite, opened, stores, stored, benchmark=benchmark))
-        return found
+        return sorted(found, key=lambda one: one.position)
 
     def _prepare(self, suite: Suite, opened: OpenSuite) -> PreparedBenchmark:
         """Tasks and documents of a benchmark."""
@@ -166,21 +170,24 @@ class Evaluation:
 
     # --- scores ---------------------------------------------------------------------------------------------------
 
-    def _score(self, suites: Sequence[SuiteRun]) -> None:
-        """Have every score made that is not there."""
+    def _start_workers(self, suites: Sequence[SuiteRun]) -> WorkerPool:
+        """Join the cluster and start the workers. They import and load while this process does other things."""
         self._host.connect()
         from slipway_jobs.evaluate.pool import WorkerPool  # noqa: PLC0415 - imports ray
 
         pool = self._pool = WorkerPool(self._run, say=self._host.say)
-        order: list[Which] = [which for which in ("model", "baseline") if which in self._models]
-        first = next(w for w in order if any(w in s.stores and not s.stores[w].is_complete() for s in suites))
-        pool.prepare(first)  # the workers import and load while the data are read
+        pool.prepare(next(w for w in self._models if any(not s.stores[w].is_complete() for s in suites)))
+        return pool
+
+    def _score(self, suites: Sequence[SuiteRun]) -> None:
+        """Have every score made that is not there."""
+        pool = self._pool or self._start_workers(suites)
         for suite in suites:
             if suite.benchmark is None:
                 with self._failing(suite.suite):
                     self._read(suite)
         self._host.stage("Evaluating")
-        for which in order:
+        for which in self._models:
             waiting = [suite for suite in suites if suite.missing.get(which)]
             # What measures time comes last: it needs the machine to itself.
             waiting.sort(key=lambda suite: suite.suite.kind == "latency")
@@ -206,6 +213,7 @@ class Evaluation:
                     suite.missing[which].append(number)
 
     def _calls(self, which: Which, suites: Sequence[SuiteRun]) -> list[Call]:
+        """Every shard that is missing; the largest of a suite first, so that none is left alone at the end."""
         from slipway_jobs.evaluate.pool import Call  # noqa: PLC0415
 
         return [
@@ -218,7 +226,7 @@ class Evaluation:
             )
             for suite in suites
             if not self._tracker.failed(suite.suite.name)
-            for number in suite.missing[which]
+            for number in sorted(suite.missing[which], key=lambda number: -_size(suite, number))
         ]
 
     def _settle(self, call: Call, result: Done | Failed) -> bool:
@@ -344,6 +352,10 @@ _OF_THE_MODEL = frozenset(
         "TokenizerUnusable", "VocabularyMismatch",
     }
 )  # fmt: skip
+
+
+def _size(suite: SuiteRun, number: int) -> int:
+    return sum(example.size for example in _part(suite, number))
 
 
 def _part(suite: SuiteRun, number: int) -> list[Example]:

@@ -1,7 +1,8 @@
 """Workers of an evaluation as Ray actors: who gets which call, and what happens when one of them dies.
 
-A call is sent to whichever worker is free, one more than it works on, so that none waits for the driver. A worker that
-dies is replaced, and what it had is asked again: a call commits its work by one rename or gives it back whole, so
+A call is sent to whichever worker is free, one more than it works on, so that none waits for the driver. Only the last
+calls are kept back until a worker is free: behind a long one they would wait while others have nothing to do. A worker
+that dies is replaced, and what it had is asked again: a call commits its work by one rename or gives it back whole, so
 doing it twice changes nothing. A call that has lost its worker several times ends the run, as does a pool in which
 nothing gets done.
 """
@@ -45,6 +46,14 @@ class _Slot:
     rank: int
     actor: Any
     calls: dict[Any, Call] = field(default_factory=dict)  # by reference, in the order they were sent
+
+
+def next_worker(held: Sequence[int], waiting: int) -> int | None:
+    """Who gets the next of the `waiting` calls, where each worker holds so many: None, if it is better kept."""
+    least = min(held)
+    if least == 0 or (least < _AHEAD and waiting > len(held)):
+        return held.index(least)
+    return None
 
 
 class WorkerPool:
@@ -95,6 +104,8 @@ class WorkerPool:
                     raise job_error(error, slot.rank) from error
                 call = slot.calls.pop(reference)
                 self._losses = 0
+                if isinstance(result, Done):
+                    self._fill(waiting, given_up)  # the worker goes on while the driver settles
                 if call.group not in given_up and not settle(call, result):
                     given_up.add(call.group)
 
@@ -116,17 +127,16 @@ class WorkerPool:
 
     def _fill(self, waiting: deque[Call], given_up: set[str]) -> None:
         """Send what may be sent."""
-        for depth in range(_AHEAD):  # each worker its first call before any its second
-            for slot in self._slots:
-                while waiting and waiting[0].group in given_up:
-                    waiting.popleft()
-                if not waiting:
-                    return
-                flying = [call for one in self._slots for call in one.calls.values()]
-                if any(call.alone for call in flying) or (waiting[0].alone and flying):
-                    return
-                if len(slot.calls) <= depth:
-                    self._send(slot, waiting.popleft())
+        while True:
+            while waiting and waiting[0].group in given_up:
+                waiting.popleft()
+            flying = [call for slot in self._slots for call in slot.calls.values()]
+            if not waiting or any(call.alone for call in flying) or (waiting[0].alone and flying):
+                return
+            rank = next_worker([len(slot.calls) for slot in self._slots], len(waiting))
+            if rank is None:
+                return
+            self._send(self._slots[rank], waiting.popleft())
 
     def _send(self, slot: _Slot, call: Call) -> None:
         reference = getattr(slot.actor, call.method).remote(*call.arguments)

@@ -17,6 +17,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from slipway_api.evaljob import EvalResults
+from slipway_api.gates import judge
 from slipway_api.run import EvalRunSpec
 from slipway_jobs.evaluate import score_table
 from slipway_jobs.evaluate.tracker import Tracker
@@ -46,7 +47,8 @@ def publish(run: EvalRunSpec, storage: Storage, suites: Sequence[SuiteRun], trac
             name = suite.suite.name if which == "model" else f"{suite.suite.name}.{which}"
             folder.write_bytes_atomic(f"{name}.parquet", samples)
     document = results_document(run, suites, tracker)
-    write_report(folder, document, {suite.suite.name: suite.scored for suite in suites})
+    verdict = judge(run.gate, document["metrics"], document["suites"])
+    write_report(folder, document, {suite.suite.name: suite.scored for suite in suites}, verdict)
     content = json.dumps(document, indent=1, sort_keys=True).encode() + b"\n"
     folder.write_bytes_atomic(RESULTS, content)
     return EvalResults(

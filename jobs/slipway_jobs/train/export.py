@@ -47,11 +47,14 @@ class Export:
 
     def write(self, storage: Storage, lm: nn.Module, weights: dict[str, Tensor]) -> TrainedModel:
         """Write the directory and make it visible. Raises InfrastructureError where storage fails."""
+        from slipway_jobs.train.reference_profile import write_profile  # noqa: PLC0415 - imports scipy
+
         try:
             with self._beside(storage) as directory:
                 self._fill(directory, lm, weights)
+                reference = write_profile(directory, self.prepared)
                 files = _records(directory)
-                document = self._lineage(files)
+                document = self._lineage(files) | {"reference": reference}
                 (directory / LINEAGE).write_text(json.dumps(document, indent=2) + "\n")
                 self._publish(storage, directory)
         except OSError as error:

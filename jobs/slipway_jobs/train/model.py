@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from slipway_api.references import FreshModel, TrainingModel
 from slipway_jobs.data import check_vocabulary
-from slipway_jobs.errors import OutOfMemory, UserError
+from slipway_jobs.errors import OutOfMemory, UserError, is_out_of_memory
 from slipway_jobs.lean_transformers import lean_transformers
 from slipway_jobs.model_files import check_model_files, hub_snapshot, local_copy
 
@@ -192,11 +192,11 @@ def load_causal_lm(directory: Path, where: str, *, field: str = "model") -> Any:
             f"{field}: {where} is no causal language model that this version of transformers can build without "
             f"running the repository's own code ({_first_line(error)})",
         ) from error
-    except MemoryError as error:
-        raise OutOfMemory(
-            "OutOfMemory", f"{field}: {where} does not fit the worker's host memory while loading"
-        ) from error
     except Exception as error:  # safetensors and transformers each have their own tree for a damaged file
+        if is_out_of_memory(error):
+            raise OutOfMemory(
+                "OutOfMemory", f"{field}: {where} does not fit the host's memory while loading"
+            ) from error
         raise UserError("ModelUnreadable", f"{field}: cannot load {where}: {_first_line(error)}") from error
     lm.stored_dtype = stored if isinstance(stored, torch.dtype) else torch.float32
     return lm

@@ -1,7 +1,9 @@
 """Counts for each label that precision, recall and F1 are made of.
 
-As scikit-learn has them: the labels are those that occur as truth or as prediction, and a label for which a figure is
-not defined (never predicted, never true) counts as 0.
+As scikit-learn has them with `zero_division=0`: a macro figure is the mean over the labels that occur, as truth or as
+prediction; one that occurs but has no figure of its own (precision of a label that is never predicted, recall of one
+that is never true) counts as 0. The same holds in each resample of a bootstrap: a rare label that was not drawn is left
+out of that resample's mean. Counting it as 0 would put every resample below the whole.
 """
 
 from __future__ import annotations
@@ -38,6 +40,12 @@ class ConfusionMetric(Metric):
     @abstractmethod
     def figure(self, hits: Array, predicted: Array, true: Array) -> Array:
         """Each of shape [..., labels] -> [...]."""
+
+
+def macro(figures: Array, predicted: Array, true: Array) -> Array:
+    """The mean over the labels that occur, shape [..., labels] -> [...]; 0 where none does."""
+    occurs = (predicted + true > 0).astype(np.float64)
+    return ratio((figures * occurs).sum(axis=-1), occurs.sum(axis=-1))
 
 
 def ratio(above: Array, below: Array) -> Array:

@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-from slipway_jobs.evaluate.metrics.confusion import ConfusionMetric, ratio
+from slipway_jobs.evaluate.metrics.confusion import ConfusionMetric, macro, ratio
 from slipway_jobs.evaluate.metrics.metric import Array
 
 
 class F1Macro(ConfusionMetric):
-    """The mean over labels."""
+    """The mean over the labels that occur."""
 
     name = "f1Macro"
 
     def figure(self, hits: Array, predicted: Array, true: Array) -> Array:
         """2 hits / (predictions + instances), label by label."""
-        mean: Array = ratio(2 * hits, predicted + true).mean(axis=-1)
-        return mean
+        return macro(ratio(2 * hits, predicted + true), predicted, true)
 
 
 class F1Micro(ConfusionMetric):

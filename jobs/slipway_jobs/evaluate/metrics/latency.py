@@ -1,7 +1,7 @@
 """Latency: percentiles of the time to the first token and of the time between tokens, in milliseconds.
 
-A percentile is no function of sums, so its error comes from a bootstrap over requests of its own. Percentiles are
-numpy's default (linear interpolation).
+A percentile is no function of sums, so its error comes from a bootstrap over requests of its own: all times are sorted
+once, and a resample is how often each of them counts. Percentiles are numpy's default (linear interpolation).
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ import math
 from collections.abc import Sequence
 
 import numpy as np
+from numpy.typing import NDArray
 
 from slipway_api.metrics import MetricName
 from slipway_jobs.errors import UserError
@@ -18,6 +19,7 @@ from slipway_jobs.evaluate.metrics.metric import Array, Difference, MetricContex
 from slipway_jobs.evaluate.metrics.uncertainty import RESAMPLES
 
 _MILLISECONDS = 1000.0
+_CHUNK = 4_000_000  # counts that are held at once
 
 
 class Percentile:
@@ -52,7 +54,9 @@ class Percentile:
         difference = self._percentile(np.concatenate(mine)) - self._percentile(np.concatenate(theirs))
         if min(len(mine), len(theirs)) < 2 or math.isnan(difference):
             return Difference(difference)
-        draws = self._draws(mine, context.seed) - self._draws(theirs, context.seed + 1)
+        draws = self._draws(mine, context.seed)
+        other = self._draws(theirs, context.seed + 1)
+        draws = draws[: len(other)] - other[: len(draws)]  # of resamples without any time there are next to none
         beyond = min(int((draws <= 0).sum()), int((draws >= 0).sum()))
         intervals = {}
         for confidence in context.confidences:
@@ -73,9 +77,31 @@ class Percentile:
         return float(np.percentile(times, self._percent)) if len(times) else math.nan
 
     def _draws(self, requests: list[Array], seed: int) -> Array:
-        draws = np.random.default_rng(seed)
-        found = []
-        for _ in range(RESAMPLES):
-            picked = draws.integers(0, len(requests), size=len(requests))
-            found.append(self._percentile(np.concatenate([requests[i] for i in picked])))
-        return np.array(found)
+        """The percentile of each resample of requests; without those that hold no time."""
+        draws, count = np.random.default_rng(seed), len(requests)
+        drawn = draws.integers(0, count, size=(RESAMPLES, count)) + (np.arange(RESAMPLES) * count)[:, None]
+        counts = np.bincount(drawn.ravel(), minlength=RESAMPLES * count).reshape(RESAMPLES, count)
+        found = resampled_percentiles(requests, counts, self._percent)
+        return found[np.isfinite(found)]
+
+
+def resampled_percentiles(requests: list[Array], counts: NDArray[np.signedinteger], percent: float) -> Array:
+    """The percentile of all times where request i counts counts[:, i] times; shape [resamples].
+
+    NaN where no time is left: requests may be without any.
+    """
+    times = np.concatenate(requests)
+    owner = np.repeat(np.arange(len(requests)), [len(one) for one in requests])
+    order = np.argsort(times, kind="stable")
+    times, owner = times[order], owner[order]
+    found = np.full(len(counts), math.nan)
+    rows = max(1, _CHUNK // max(1, len(times)))
+    for start in range(0, len(counts), rows):
+        # Of the resample's sorted times, how many come at or before each of ours.
+        reached = counts[start : start + rows][:, owner].cumsum(axis=1)
+        for row, ends in enumerate(reached, start):
+            if ends[-1]:
+                place = percent / 100 * (ends[-1] - 1)
+                low, high = np.searchsorted(ends, [math.floor(place), math.ceil(place)], side="right")
+                found[row] = times[low] + (place - math.floor(place)) * (times[high] - times[low])
+    return found

@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-from slipway_jobs.evaluate.metrics.confusion import ConfusionMetric, ratio
+from slipway_jobs.evaluate.metrics.confusion import ConfusionMetric, macro, ratio
 from slipway_jobs.evaluate.metrics.metric import Array
 
 
 class PrecisionMacro(ConfusionMetric):
-    """The mean over labels."""
+    """The mean over the labels that occur."""
 
     name = "precisionMacro"
 
     def figure(self, hits: Array, predicted: Array, true: Array) -> Array:
         """Hits over predictions, label by label."""
-        mean: Array = ratio(hits, predicted).mean(axis=-1)
-        return mean
+        return macro(ratio(hits, predicted), predicted, true)
 
 
 class PrecisionMicro(ConfusionMetric):

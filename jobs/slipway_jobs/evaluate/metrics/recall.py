@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-from slipway_jobs.evaluate.metrics.confusion import ConfusionMetric, ratio
+from slipway_jobs.evaluate.metrics.confusion import ConfusionMetric, macro, ratio
 from slipway_jobs.evaluate.metrics.metric import Array
 
 
 class RecallMacro(ConfusionMetric):
-    """The mean over labels."""
+    """The mean over the labels that occur."""
 
     name = "recallMacro"
 
     def figure(self, hits: Array, predicted: Array, true: Array) -> Array:
         """Hits over instances, label by label."""
-        mean: Array = ratio(hits, true).mean(axis=-1)
-        return mean
+        return macro(ratio(hits, true), predicted, true)
 
 
 class RecallMicro(ConfusionMetric):

@@ -1,4 +1,4 @@
-"""Puts the page together: header, table of scores, a section for each suite, where everything comes from. Pure."""
+"""Puts the page together: header, verdict, scores, a section for each suite, where everything comes from. Pure."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from html import escape
 from typing import Any
 
+from slipway_api.gates import JudgedGate, Verdict
 from slipway_jobs.evaluate.examples import ScoredExample
 from slipway_jobs.evaluate.metrics.calibration_error import BINS, bin_of
 from slipway_jobs.evaluate.report.plots import Bar, Bin, bars, figure, histogram, reliability
@@ -31,18 +32,19 @@ svg text.figure, svg text.label { fill: var(--soft); } svg text.end { text-ancho
 .axis { stroke: var(--line); } .frame { fill: none; stroke: var(--line); }
 details { background: var(--box); border-radius: .4rem; padding: .4rem .8rem; margin: .4rem 0; }
 pre { white-space: pre-wrap; overflow-wrap: anywhere; margin: .2rem 0 .6rem; } summary { cursor: pointer; }
-.failed { border-left: 4px solid var(--bad); padding-left: .8rem; }
+.failed, .held { border-left: 4px solid var(--bad); padding-left: .8rem; } .held { border-color: var(--good); }
 """
 
 Scored = Mapping[str, Mapping[Any, Sequence[ScoredExample]]]
 
 
-def render(document: Mapping[str, Any], scored: Scored) -> str:
+def render(document: Mapping[str, Any], scored: Scored, verdict: Verdict) -> str:
     """The page. `document` is results.json; `scored`: suite -> which model -> its examples."""
     title = f"{document['namespace']}/{document['name']}"
     body = [
         f"<h1>Evaluation {escape(title)}</h1>",
         f'<p class="soft">{_models(document)}</p>',
+        _verdict(verdict),
         _scores(document),
         *(_suite(suite, document, scored.get(suite["name"], {})) for suite in document["suites"]),
         _origin(document),
@@ -63,6 +65,35 @@ def _model(model: Mapping[str, Any] | None) -> str:
     if model is None:
         return "unknown"
     return f"{escape(str(model['uri']))}, {model.get('parameters', 0):,} parameters"
+
+
+# --- the verdict --------------------------------------------------------------------------------------------------
+
+
+def _verdict(verdict: Verdict) -> str:
+    """Passed or not, and every gate with what was held against what: those that fail first."""
+    if not verdict.gates:
+        return '<p class="soft">No gates were asked for.</p>'
+    failing = [gate for gate in verdict.gates if not gate.passed]
+    kind, word = ("failed", "Not passed") if failing else ("held", "Passed")
+    count = f"{len(failing)} of {len(verdict.gates)} gates fail" if failing else f"all {len(verdict.gates)} gates hold"
+    head = "<th>gate</th><th class=n>score</th><th class=n>judged</th><th class=n>threshold</th><th>verdict</th>"
+    rows = "\n".join(_gate(gate) for gate in sorted(verdict.gates, key=lambda gate: gate.passed))
+    return (
+        f'<p class="{kind}"><strong>{word}</strong>: {count}.</p><table><tr>{head}</tr>\n{rows}</table>'
+        '<p class="soft">By the gates that the run began with. They may be changed later: the condition Passed says '
+        "what holds now.</p>"
+    )
+
+
+def _gate(gate: JudgedGate) -> str:
+    numbers = [figure(number(text)) if text else "none" for text in (gate.value, gate.judged)]
+    word, kind = ("holds", "better") if gate.passed else ("fails", "worse")
+    return (
+        f"<tr><td>{escape(gate.words)}<br><span class=soft>{escape(gate.message)}</span></td>"
+        f"<td class=n>{numbers[0]}</td><td class=n>{numbers[1]}</td><td class=n>{escape(gate.threshold) or 'none'}</td>"
+        f"<td class={kind}>{word}</td></tr>"
+    )
 
 
 # --- scores -------------------------------------------------------------------------------------------------------
