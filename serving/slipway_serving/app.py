@@ -1,4 +1,4 @@
-"""The two kinds of Serve applications of a Deployment (slipway_api.serving): `router` and `engine`.
+"""The kinds of Serve applications of a Deployment (slipway_api.serving): `router`, `engine` and `watcher`.
 
 Thin: the rules of a router are in router.py, those of an engine in replica.py, and neither knows Ray. A replica runs
 its model in a thread of its own, so that health checks are answered while it computes.
@@ -6,7 +6,10 @@ its model in a thread of its own, so that health checks are answered while it co
 
 from __future__ import annotations
 
+import asyncio
+import logging
 import os
+import threading
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -18,14 +21,17 @@ from slipway_api.serving import (
     APPLICATION_PREFIX_ENV,
     ENGINE_DEPLOYMENT,
     ROUTER_DEPLOYMENT,
+    WATCHER_DEPLOYMENT,
     EngineConfig,
     RouterConfig,
     RouterUserConfig,
+    WatcherConfig,
 )
 from slipway_serving import current, reporting
-from slipway_serving.openai import http
+from slipway_serving.openai import access_log, http
 from slipway_serving.replica import EngineReplica
 from slipway_serving.router import Router
+from slipway_serving.watcher.watcher import Watcher
 
 app: FastAPI = http.build(current.get)
 
@@ -48,14 +54,26 @@ class HandleBackend:
 
     async def embed(self, inputs: list[Any]) -> dict[str, Any]:
         """One call."""
-        found: dict[str, Any] = await self._handle.options(method_name="embed").remote(inputs)
+        response = self._handle.options(method_name="embed").remote(inputs)
+        try:
+            found: dict[str, Any] = await response
+        except asyncio.CancelledError:
+            response.cancel()
+            raise
         return found
+
+
+async def send_to_watcher(application: str, batch: dict[str, Any]) -> dict[str, Any]:
+    """As capture.Send."""
+    handle: DeploymentHandle = serve.get_app_handle(os.environ.get(APPLICATION_PREFIX_ENV, "") + application)
+    answer: dict[str, Any] = await handle.options(method_name="take").remote(batch)
+    return answer
 
 
 @serve.deployment(
     name=ROUTER_DEPLOYMENT,
-    # It does nothing but pass on: no CPU of Ray's count, and many requests at a time.
-    ray_actor_options={"num_cpus": 0},
+    # It does nothing but pass on: no CPU of Ray's count, and many requests at a time. On the head: other pods may go.
+    ray_actor_options={"num_cpus": 0, "resources": {"node:__internal_head__": 0.001}},
     max_ongoing_requests=10_000,
     health_check_period_s=5,
 )
@@ -64,7 +82,10 @@ class RouterDeployment:
     """The endpoint."""
 
     def __init__(self, config: dict[str, Any]) -> None:
+        # Where Serve writes the log of its replicas, and `slipway logs` reads it.
+        access_log.write_to(logging.getLogger("ray.serve"))
         router = Router(RouterConfig.model_validate(config), HandleBackend)
+        router.capture.send = send_to_watcher
         current.put(router)
         replica = serve.get_replica_context().replica_id.unique_id
         reporting.start(router.config, replica, router.statistics.told)
@@ -80,7 +101,8 @@ class EngineDeployment:
 
     def __init__(self, config: dict[str, Any]) -> None:
         gpu = bool(os.environ.get("CUDA_VISIBLE_DEVICES"))
-        self._replica = EngineReplica(EngineConfig.model_validate(config), gpu=gpu)
+        name = serve.get_replica_context().replica_id.unique_id
+        self._replica = EngineReplica(EngineConfig.model_validate(config), gpu=gpu, name=name)
 
     async def generate(self, request: dict[str, Any]) -> AsyncIterator[dict[str, Any]]:
         """See EngineReplica."""
@@ -100,6 +122,27 @@ class EngineDeployment:
         self._replica.check_health()
 
 
+@serve.deployment(
+    name=WATCHER_DEPLOYMENT,
+    ray_actor_options={"num_cpus": 0},
+    max_ongoing_requests=100,
+    health_check_period_s=5,
+    graceful_shutdown_timeout_s=10,
+)
+class WatcherDeployment:
+    """Judges the traffic of one version. It always starts: what it lacks is told in status, not by dying."""
+
+    def __init__(self, config: dict[str, Any]) -> None:
+        read = WatcherConfig.model_validate(config)
+        self._watcher = Watcher(read)
+        threading.Thread(target=self._watcher.run, name="watcher", daemon=True).start()
+        reporting.start_watching(read, self._watcher.status)
+
+    async def take(self, batch: dict[str, Any]) -> dict[str, Any]:
+        """See Watcher."""
+        return self._watcher.take(batch)
+
+
 def router(args: dict[str, Any]) -> Any:
     """Serve application `router`; `args` is a RouterConfig."""
     return RouterDeployment.bind(args)  # type: ignore[attr-defined] # Serve has made a deployment of it
@@ -108,3 +151,8 @@ def router(args: dict[str, Any]) -> Any:
 def engine(args: dict[str, Any]) -> Any:
     """Serve application of one version; `args` is an EngineConfig."""
     return EngineDeployment.bind(args)  # type: ignore[attr-defined]
+
+
+def watcher(args: dict[str, Any]) -> Any:
+    """Serve application `watcher`; `args` is a WatcherConfig."""
+    return WatcherDeployment.bind(args)  # type: ignore[attr-defined]

@@ -8,14 +8,17 @@ there is a chat template) is checked here. The first thing that comes back is ei
 from __future__ import annotations
 
 import functools
+import time
 from collections.abc import AsyncIterator, Sequence
 from typing import Any
 
 from slipway_api.serving import EngineConfig
-from slipway_serving.engine.engine import Engine, EngineFailed, QueueFull, warm_up
+from slipway_serving.engine.engine import Engine, QueueFull, warm_up
 from slipway_serving.engine.generation import Generation, Piece, TokenLogprob
 from slipway_serving.engine.model import ServedModel
+from slipway_serving.engine.streams import AnswerStream, EngineFailed
 from slipway_serving.openai.errors import ApiError
+from slipway_serving.text_tokens import TextTokens
 
 _RETRY_SECONDS = 1
 
@@ -23,12 +26,16 @@ _RETRY_SECONDS = 1
 class EngineReplica:
     """A model in this process, behind an engine."""
 
-    def __init__(self, config: EngineConfig, *, gpu: bool) -> None:
-        """Loads the model and warms it up. Raises UserError, OutOfMemory."""
+    def __init__(self, config: EngineConfig, *, gpu: bool, name: str = "") -> None:
+        """Loads the model and warms it up; `name` tells replicas of a version apart. Raises UserError, OutOfMemory."""
+        self._began = time.monotonic()
         self.config = config
+        self.name = name
         model = ServedModel.load(config, gpu=gpu)
         self.engine = Engine(model, max_batch=config.max_batch, max_queue=config.max_queue)
         warm_up(self.engine)
+
+        self._text_tokens = TextTokens(model.tokenizer)
 
     @property
     def _tokenizer(self) -> Any:
@@ -36,10 +43,18 @@ class EngineReplica:
 
     async def generate(self, request: dict[str, Any]) -> AsyncIterator[dict[str, Any]]:
         """One answer. `request`: prompt (text or tokens) or messages, and the fields of Generation."""
+        stream: AnswerStream | None = None
         try:
             generation = self._generation(request)
             stream = self.engine.stream(generation)
-            yield {"start": {"prompt_tokens": len(generation.prompt), "echo": self._echo(request, generation)}}
+            yield {
+                "start": {
+                    "prompt_tokens": len(generation.prompt),
+                    "echo": self._echo(request, generation),
+                    "load": self.load(),
+                    "age_seconds": time.monotonic() - self._began,  # tells the router whom it has waited for
+                }
+            }
             async for piece in stream:
                 yield self._wire(piece)
         except ApiError as error:
@@ -48,6 +63,9 @@ class EngineReplica:
             yield {"error": ApiError(429, "queue_full", str(error), retry_after=_RETRY_SECONDS).to_wire()}
         except EngineFailed as error:
             yield {"error": ApiError(500, "engine_failed", str(error)).to_wire()}
+        finally:
+            if stream is not None:
+                await stream.aclose()
 
     async def embed(self, inputs: Sequence[str | Sequence[int]]) -> dict[str, Any]:
         """The embedding of each input, or `{"error": ...}`."""
@@ -67,10 +85,16 @@ class EngineReplica:
         if self.engine.failure is not None:
             raise RuntimeError(f"the engine failed: {self.engine.failure}")
 
-    def load(self) -> dict[str, int]:
-        """How busy it is."""
+    def load(self) -> dict[str, Any]:
+        """How busy it is: answers, requests that wait, tokens in the key/value cache and how many it may hold."""
         load = self.engine.load
-        return {"running": load.running, "waiting": load.waiting, "cache_tokens": load.cache_tokens}
+        return {
+            "replica": self.name,
+            "running": load.running,
+            "waiting": load.waiting,
+            "cache_tokens": load.cache_tokens,
+            "cache_limit": self.config.max_batch * self.engine.model.max_context,
+        }
 
     # --- requests -------------------------------------------------------------------------------------------------
 
@@ -102,10 +126,9 @@ class EngineReplica:
                 param="messages",
             )
         try:
-            text = self._tokenizer.apply_chat_template(request["messages"], add_generation_prompt=True, tokenize=False)
+            return self._text_tokens.chat(request["messages"])
         except Exception as error:  # templates are programs, and some refuse a role
             raise ApiError(400, "chat_template_failed", f"the chat template: {error}", param="messages") from error
-        return self._tokens_of(text)
 
     def _tokens_of(self, text: str | Sequence[int]) -> list[int]:
         if not isinstance(text, str):
@@ -116,7 +139,7 @@ class EngineReplica:
                     400, "invalid_token", f"token {wrong} is not in the vocabulary of {size}", param="prompt"
                 )
         else:
-            tokens = list(self._tokenizer.encode(text, add_special_tokens=True))
+            tokens = self._text_tokens.prompt(text)
         if not tokens:
             first = [self._tokenizer.bos_token_id, *sorted(self.engine.model.end_tokens)]
             known = [int(token) for token in first if token is not None]
@@ -147,6 +170,7 @@ class EngineReplica:
         wire: dict[str, Any] = {"text": piece.text, "tokens": piece.tokens}
         if piece.finish is not None:
             wire["finish"] = piece.finish
+            wire["load"] = self.load()
         if piece.logprobs:
             wire["logprobs"] = [self._told(one) for one in piece.logprobs]
         return wire

@@ -7,6 +7,8 @@ problem: the next one answers, and the failure is counted against the one that f
 
 from __future__ import annotations
 
+import asyncio
+import math
 import random
 import time
 import uuid
@@ -15,10 +17,14 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from slipway_api.serving import RouterConfig, RouterUserConfig, WeightedVersion
+from slipway_serving.capture import Capture
+from slipway_serving.counted import CountedPieces, close
 from slipway_serving.feedback import FeedbackLog
 from slipway_serving.keys import ApiKeys, RateLimit
 from slipway_serving.openai.errors import ApiError
 from slipway_serving.statistics import Statistics, pick
+
+_RETRY_SECONDS = 10  # a replica that is starting is not there the next moment
 
 
 class Backend(Protocol):
@@ -40,7 +46,7 @@ class Begun:
     version: str
     prompt_tokens: int
     echo: str
-    pieces: AsyncIterator[dict[str, Any]]
+    pieces: CountedPieces
 
 
 class Router:
@@ -54,12 +60,16 @@ class Router:
         self.keys = ApiKeys(config.api_keys_file)
         self.rates = RateLimit()
         self.feedback = FeedbackLog(config.feedback_directory)
+        self.capture = Capture()
+        self.statistics.registry.register(self.capture)
         self._backend = backend
         self._backends: dict[str, Backend] = {}
 
     def configure(self, settings: RouterUserConfig) -> None:
         """Take over weights, limits and defaults: of the next request on."""
         self.settings = settings
+        self.statistics.weighted({version.name: version.weight for version in settings.versions})
+        self.capture.application = settings.capture
         known = {version.application for version in settings.versions}
         self._backends = {name: backend for name, backend in self._backends.items() if name in known}
 
@@ -82,62 +92,73 @@ class Router:
     async def begin(self, request: Mapping[str, Any], request_id: str) -> Begun:
         """Find a version that begins the answer. Raises ApiError: the client's mistake, or no version can."""
         last: ApiError | None = None
+        came = time.monotonic()
         for version in self.candidates(request_id):
             started = time.monotonic()
             self.statistics.began(version.name)
+            patience = asyncio.timeout(self.settings.start_timeout_seconds - (started - came))
+            stream: AsyncIterator[dict[str, Any]] | None = None
             try:
                 stream = self.find(version).generate(dict(request)).__aiter__()
-                first = await anext(stream)
-            except Exception as error:  # a replica that died, an application that is not there
+                async with patience:
+                    first = await anext(stream)
+                refused = ApiError.of_wire(first["error"]) if "error" in first else None
+                seen = self.capture.watch(request, request_id, version.name)
+                begun = None if refused else self._begun(version.name, first["start"], stream, started, seen)
+            except asyncio.CancelledError:  # the client hung up while the version had said nothing
+                await close(stream)
+                self.statistics.left(version.name)
+                raise
+            except Exception as error:  # a replica that died, an application that is not there, or that says nonsense
+                await close(stream)
+                if patience.expired():  # another version would only be asked after the client has gone
+                    self.statistics.ended(version.name, 503, time.monotonic() - started, 0, None)
+                    raise self.not_started(version.name) from None
                 self._failed(version.name, started)
                 last = ApiError(502, "version_failed", f"version {version.name}: {type(error).__name__}: {error}")
                 continue
-            if "error" in first:
-                refused = ApiError.of_wire(first["error"])
+            if refused is not None:
                 self.statistics.ended(version.name, refused.status, time.monotonic() - started, 0, None)
                 if refused.status < 500:
                     raise refused
                 last = refused
                 continue
+            assert begun is not None
             self.feedback.remember(request_id, version.name)
-            start = first["start"]
-            return Begun(
-                version.name, start["prompt_tokens"], start["echo"], self._counted(version.name, started, start, stream)
-            )
+            return begun
         assert last is not None
         raise last
+
+    def _begun(
+        self,
+        name: str,
+        said: Any,
+        stream: AsyncIterator[dict[str, Any]],
+        started: float,
+        seen: Callable[[dict[str, Any]], None] | None,
+    ) -> Begun:
+        waited, age = time.monotonic() - started, said.get("age_seconds", math.inf)
+        if age < waited:  # it was started while this request waited
+            self.statistics.cold_start(name, waited, born=time.monotonic() - age)
+        prompt_tokens = int(said["prompt_tokens"])
+        pieces = CountedPieces(self.statistics, name, stream, started=started, prompt_tokens=prompt_tokens, seen=seen)
+        if "load" in said:
+            self.statistics.engines.heard(name, said["load"])
+        return Begun(name, prompt_tokens, str(said["echo"]), pieces)
+
+    def not_started(self, name: str) -> ApiError:
+        """The answer to a request that has waited long enough."""
+        return ApiError(
+            503,
+            "starting",
+            f"version {name}: no replica began an answer within {self.settings.start_timeout_seconds:g} s; one may be "
+            "starting: try again",
+            retry_after=_RETRY_SECONDS,
+        )
 
     def _failed(self, name: str, started: float) -> None:
         self.statistics.ended(name, 502, time.monotonic() - started, 0, None)
         self._backends = {}  # handles to what has died are made anew
-
-    async def _counted(
-        self, name: str, started: float, start: dict[str, Any], stream: AsyncIterator[dict[str, Any]]
-    ) -> AsyncIterator[dict[str, Any]]:
-        """The pieces, counted; an error among them is raised as ApiError."""
-        first: float | None = None
-        tokens, status = 0, 499  # the client hung up, unless it turns out otherwise
-        try:
-            async for piece in stream:
-                if first is None:
-                    first = time.monotonic() - started
-                    self.statistics.first(name, first, start["prompt_tokens"])
-                if "error" in piece:
-                    status = int(piece["error"]["status"])
-                    raise ApiError.of_wire(piece["error"])
-                tokens = int(piece["tokens"])
-                yield piece
-            status = 200
-        except ApiError:
-            raise
-        except Exception as error:
-            status = 502
-            raise ApiError(502, "version_failed", f"version {name}: {type(error).__name__}: {error}") from error
-        finally:
-            close = getattr(stream, "aclose", None)
-            if close is not None and status == 499:
-                await close()
-            self.statistics.ended(name, status, time.monotonic() - started, tokens, first)
 
 
 def new_request_id() -> str:

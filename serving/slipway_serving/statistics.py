@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import bisect
+import math
 import random
 from collections import deque
 from dataclasses import dataclass, field
@@ -10,8 +11,10 @@ from dataclasses import dataclass, field
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
 from slipway_api.serving import VersionStatistics
+from slipway_serving.engine_loads import EngineLoads
 
 _RECENT = 1024  # latencies that percentiles are taken of
+_SAME_REPLICA_SECONDS = 1.0
 _SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120)
 
 
@@ -40,6 +43,8 @@ class _Version:
     tokens: int = 0
     latency: Recent = field(default_factory=Recent)
     first_token: Recent = field(default_factory=Recent)
+    cold_start: float | None = None
+    newest_birth: float = -math.inf
     feedback: int = 0
     positive: int = 0
 
@@ -59,10 +64,19 @@ class Statistics:
         )
         self._between = Histogram("slipway_inter_token_seconds", "", version, registry=self.registry, buckets=_SECONDS)
         self._whole = Histogram("slipway_request_seconds", "", version, registry=self.registry, buckets=_SECONDS)
+        self._cold = Gauge("slipway_cold_start_seconds", "The last cold start.", version, registry=self.registry)
         self._ongoing = Gauge("slipway_ongoing_requests", "Requests at work.", version, registry=self.registry)
+        self._weight = Gauge("slipway_version_weight", "Percent of the requests.", version, registry=self.registry)
+        self.engines = EngineLoads(self.registry)
 
     def _of(self, version: str) -> _Version:
         return self._versions.setdefault(version, _Version())
+
+    def weighted(self, weights: dict[str, int]) -> None:
+        """These versions are served now, with these weights."""
+        self._weight.clear()
+        for version, weight in weights.items():
+            self._weight.labels(version).set(weight)
 
     def began(self, version: str) -> None:
         """A request goes to this version."""
@@ -73,6 +87,11 @@ class Statistics:
         self._of(version).first_token.add(seconds)
         self._first.labels(version).observe(seconds)
         self._prompt.labels(version).inc(prompt_tokens)
+
+    def left(self, version: str) -> None:
+        """Whoever asked was gone before the version said anything: nothing can be said of it."""
+        self._ongoing.labels(version).dec()
+        self._requests.labels(version, "499").inc()
 
     def ended(self, version: str, status: int, seconds: float, tokens: int, first_seconds: float | None) -> None:
         """A request has ended. Errors are those of the server: the client's own say nothing about a version."""
@@ -89,6 +108,17 @@ class Statistics:
             self._whole.labels(version).observe(seconds)
             if first_seconds is not None and tokens > 1:
                 self._between.labels(version).observe((seconds - first_seconds) / (tokens - 1))
+
+    def cold_start(self, version: str, seconds: float, *, born: float) -> None:
+        """A request has waited so long for a replica that was born (by a clock of this process) meanwhile.
+
+        Of the requests that waited for the same replica, the longest wait is the cold start.
+        """
+        counted = self._of(version)
+        if born > counted.newest_birth + _SAME_REPLICA_SECONDS:
+            counted.newest_birth, counted.cold_start = born, 0.0
+        counted.cold_start = max(counted.cold_start or 0.0, seconds)
+        self._cold.labels(version).set(counted.cold_start)
 
     def heard(self, version: str, *, positive: bool | None) -> None:
         """Somebody has said what they think of an answer."""
@@ -113,6 +143,7 @@ class Statistics:
                 latency_p99_ms=milliseconds(one.latency, 99),
                 first_token_p50_ms=milliseconds(one.first_token, 50),
                 first_token_p99_ms=milliseconds(one.first_token, 99),
+                cold_start_seconds=one.cold_start,
                 feedback_count=one.feedback,
                 feedback_positive=one.positive,
             )

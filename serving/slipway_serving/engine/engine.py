@@ -18,7 +18,7 @@ import itertools
 import threading
 import time
 from collections import deque
-from collections.abc import AsyncIterator, Callable
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -28,14 +28,11 @@ from slipway_serving.engine.generation import Finish, Generation, Piece
 from slipway_serving.engine.model import ServedModel
 from slipway_serving.engine.rows import RowCache
 from slipway_serving.engine.sampling import Sampler
+from slipway_serving.engine.streams import AnswerStream, EngineFailed, Reader, hand_out
 from slipway_serving.engine.text import GrowingText
 
 _PREFILL_TOKENS = 4096  # of one forward pass: longer waits are not put on the answers under way
 _IDLE_SECONDS = 1.0
-
-
-class EngineFailed(Exception):  # noqa: N818 - it is what happened
-    """The model failed while it was answering; the replica will be replaced."""
 
 
 class QueueFull(Exception):  # noqa: N818 - so is this
@@ -48,7 +45,7 @@ class _Answer:
 
     number: int
     generation: Generation
-    emit: Callable[[Piece | BaseException], None]
+    reader: Reader
     sampler: Sampler
     text: GrowingText
     generated: int = 0
@@ -78,13 +75,14 @@ class Engine:
 
     def __init__(self, model: ServedModel, *, max_batch: int, max_queue: int) -> None:
         self.model = model
-        self._max_batch = max_batch
+        self.max_batch = max_batch
         self._max_queue = max_queue
         self._cache = RowCache(max_batch, model.max_context)
         self._changed = threading.Condition()
         self._waiting: deque[_Answer] = deque()
         self._calls: deque[_Call] = deque()
         self._cancelled: set[int] = set()
+        self._joining: list[_Answer] = []  # their prompts are being read
         self._running: list[_Answer] = []  # in the order of the cache's rows
         self._numbers = itertools.count()
         self._closing = False
@@ -98,28 +96,22 @@ class Engine:
     @property
     def load(self) -> Load:
         """How busy it is now."""
-        return Load(len(self._running), len(self._waiting), self._cache.tokens, self._steps)
+        return Load(len(self._running) + len(self._joining), len(self._waiting), self._cache.tokens, self._steps)
 
-    async def stream(self, generation: Generation) -> AsyncIterator[Piece]:
-        """The answer, piece by piece. Raises QueueFull at once, EngineFailed when the model fails."""
-        loop = asyncio.get_running_loop()
-        pieces: asyncio.Queue[Piece | BaseException] = asyncio.Queue()
+    def stream(self, generation: Generation) -> AnswerStream:
+        """The answer, piece by piece: it is in the queue when this returns. Raises QueueFull, EngineFailed.
 
-        def emit(piece: Piece | BaseException) -> None:
-            with contextlib.suppress(RuntimeError):  # the caller's loop is gone, and the caller with it
-                loop.call_soon_threadsafe(pieces.put_nowait, piece)
+        Whoever does not read it to its end must close it.
+        """
+        reader = Reader(asyncio.get_running_loop(), asyncio.Queue())
+        number = self._submit(generation, reader).number
+        return AnswerStream(reader, lambda: self.cancel(number))
 
-        answer = self._submit(generation, emit)
-        try:
-            while True:
-                piece = await pieces.get()
-                if isinstance(piece, BaseException):
-                    raise EngineFailed(f"the model failed: {type(piece).__name__}: {piece}") from piece
-                yield piece
-                if piece.finish is not None:
-                    return
-        finally:
-            self._cancel(answer.number)
+    def cancel(self, number: int) -> None:
+        """Free the row of this answer before the next token, or its place in the queue."""
+        with self._changed:
+            self._cancelled.add(number)
+            self._changed.notify_all()
 
     async def call(self, work: Callable[[ServedModel], Any]) -> Any:
         """Do something with the model between two tokens. Raises what it raises, or EngineFailed."""
@@ -147,13 +139,13 @@ class Engine:
             self._changed.notify_all()
         self._thread.join(timeout=10)
 
-    def _submit(self, generation: Generation, emit: Callable[[Piece | BaseException], None]) -> _Answer:
+    def _submit(self, generation: Generation, reader: Reader) -> _Answer:
         decode = self.model.tokenizer.decode
         text = GrowingText(lambda tokens: decode(tokens, skip_special_tokens=True), generation.stop)
-        answer = _Answer(next(self._numbers), generation, emit, Sampler(generation), text)
+        answer = _Answer(next(self._numbers), generation, reader, Sampler(generation), text)
         with self._changed:
             self._check()
-            if len(self._waiting) >= self._max_queue and len(self._running) + len(self._waiting) >= self._max_batch:
+            if len(self._waiting) >= self._max_queue and len(self._running) + len(self._waiting) >= self.max_batch:
                 raise QueueFull(f"{len(self._waiting)} requests are waiting already")
             self._waiting.append(answer)
             self._changed.notify_all()
@@ -164,11 +156,6 @@ class Engine:
             raise EngineFailed(f"the model failed: {type(self.failure).__name__}: {self.failure}")
         if self._closing:
             raise EngineFailed("the engine is closed")
-
-    def _cancel(self, number: int) -> None:
-        with self._changed:
-            self._cancelled.add(number)
-            self._changed.notify_all()
 
     # --- the thread -----------------------------------------------------------------------------------------------
 
@@ -183,11 +170,10 @@ class Engine:
     def _fail(self, error: BaseException) -> None:
         with self._changed:
             self.failure = error
-            left, calls = [*self._running, *self._waiting], list(self._calls)
-            self._running, self._waiting, self._calls = [], deque(), deque()
+            left, calls = [*self._running, *self._joining, *self._waiting], list(self._calls)
+            self._running, self._joining, self._waiting, self._calls = [], [], deque(), deque()
             self._cache.clear()
-        for answer in left:
-            answer.emit(error)
+        hand_out([(answer.reader, error) for answer in left])
         for call in calls:
             call.done(None, error)
 
@@ -200,12 +186,12 @@ class Engine:
             if self._closing:
                 raise EngineFailed("the engine is closed")
             self._forget_cancelled()
-            joining, calls = self._admit(), list(self._calls)
+            self._joining, calls = self._admit(), list(self._calls)
             self._calls.clear()
         for call in calls:
             self._do(call)
-        if joining:
-            self._join(joining)
+        if self._joining:
+            self._join()
         if self._running:
             self._step()
         return True
@@ -223,7 +209,7 @@ class Engine:
         """Who joins now: the oldest first, as many as there are rows, and one pass can read."""
         joining: list[_Answer] = []
         longest = 0
-        while self._waiting and len(self._running) + len(joining) < self._max_batch:
+        while self._waiting and len(self._running) + len(joining) < self.max_batch:
             longest = max(longest, len(self._waiting[0].generation.prompt))
             if joining and longest * (len(joining) + 1) > _PREFILL_TOKENS:
                 break
@@ -237,10 +223,11 @@ class Engine:
             result, error = None, raised
         call.done(result, error)
 
-    def _join(self, joining: list[_Answer]) -> None:
-        logits = self.model.prefill([answer.generation.prompt for answer in joining], self._cache)
+    def _join(self) -> None:
+        logits = self.model.prefill([answer.generation.prompt for answer in self._joining], self._cache)
         first = len(self._running)
-        self._running += joining
+        self._running += self._joining
+        self._joining = []
         self._advance(range(first, len(self._running)), logits)
 
     def _step(self) -> None:
@@ -249,23 +236,28 @@ class Engine:
         self._advance(range(len(self._running)), logits)
 
     def _advance(self, rows: range, logits: Any) -> None:
-        """Pick a token for each of these rows and hand out its text; rows that end leave."""
+        """Pick a token for each of these rows; rows that end leave; then the texts are handed out."""
+        likeliest = logits.argmax(-1).tolist()  # of all rows in one go, though some will not want it
+        made: list[tuple[Reader, Piece | BaseException]] = []
         ended = []
-        for row, scores in zip(rows, logits, strict=True):
-            if self._advance_one(self._running[row], scores):
+        for row, scores, token in zip(rows, logits, likeliest, strict=True):
+            answer = self._running[row]
+            piece = self._advance_one(answer, scores, token)
+            made.append((answer.reader, piece))
+            if piece.finish is not None:
                 ended.append(row)
         for row in reversed(ended):
             self._leave(row)
+        hand_out(made)
 
-    def _advance_one(self, answer: _Answer, scores: Any) -> bool:
+    def _advance_one(self, answer: _Answer, scores: Any, likeliest: int) -> Piece:
         asked = answer.generation
-        token, told = answer.sampler.pick(scores)
+        token, told = answer.sampler.pick(scores, likeliest)
         logprobs = (told,) if told is not None else ()
         answer.generated += 1
         answer.next_token = token
         if token in self.model.end_tokens and not asked.ignore_end:
-            answer.emit(Piece(answer.text.finish(), answer.generated, logprobs, "stop"))
-            return True
+            return Piece(answer.text.finish(), answer.generated, logprobs, "stop")
         text = answer.text.push(token)
         finish: Finish | None = None
         if answer.text.stopped:
@@ -273,8 +265,7 @@ class Engine:
         elif answer.generated >= asked.max_tokens or len(asked.prompt) + answer.generated >= self.model.max_context:
             finish = "length"
             text += answer.text.finish()
-        answer.emit(Piece(text, answer.generated, logprobs, finish))
-        return finish is not None
+        return Piece(text, answer.generated, logprobs, finish)
 
     def _leave(self, row: int) -> None:
         self._cache.remove(row)
@@ -283,15 +274,23 @@ class Engine:
 
 
 def warm_up(engine: Engine) -> float:
-    """One short answer, so that the first request does not pay for what is done once; the seconds that it took."""
-    started = time.monotonic()
+    """Short answers, so that the first request does not pay for what is done once; the seconds that they took."""
+    started, compiled = time.monotonic(), engine.model.compiled is not None
 
     async def ask() -> None:
         token = next(iter(engine.model.end_tokens), 0)
-        async for _ in engine.stream(Generation((token,), max_tokens=2, temperature=0, ignore_end=True)):
+        async for _ in engine.stream(
+            Generation((token,), max_tokens=8 if compiled else 2, temperature=0, ignore_end=True)
+        ):
             pass
+
+    async def ask_all() -> None:
+        # A compiled step is one program for a single row, and another for any number of them.
+        await ask()
+        if compiled and engine.max_batch > 1:
+            await asyncio.gather(ask(), ask())
 
     # In a thread with a loop of its own: whoever loads a model may be in one already.
     with concurrent.futures.ThreadPoolExecutor(1) as pool:
-        pool.submit(asyncio.run, ask()).result()
+        pool.submit(asyncio.run, ask_all()).result()
     return time.monotonic() - started

@@ -36,9 +36,13 @@ class TokenLogprob:
 
 @dataclass(frozen=True)
 class Piece:
-    """What a step adds to an answer. `text` may be empty while a character or a stop text is incomplete."""
+    """What one step or some add to an answer. `text` may be empty while a character or a stop text is incomplete."""
 
     text: str
     tokens: int  # generated so far
     logprobs: tuple[TokenLogprob, ...] = ()
     finish: Finish | None = None  # set on the last piece
+
+    def __add__(self, later: Piece) -> Piece:
+        """Both as one."""
+        return Piece(self.text + later.text, later.tokens, self.logprobs + later.logprobs, later.finish)

@@ -7,13 +7,15 @@ refused by name when they are loaded, not when the first request comes.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from slipway_api.serving import EngineConfig
-from slipway_jobs.errors import OutOfMemory, UserError
+from slipway_jobs.compress.loading import open_compressed, read_lineage
+from slipway_jobs.errors import InfrastructureError, JobError, OutOfMemory, UserError, is_out_of_memory
 from slipway_jobs.evaluate.scoring.model import ScoringModel
 from slipway_jobs.model_files import directory_digest, model_directory
 from slipway_serving.engine.rows import RowCache
@@ -30,28 +32,57 @@ class ServedModel:
     tokenizer: Any
     device: torch.device
     max_context: int
+    execution: str = ""
+    """How a compressed model runs: which kernel, or that its weights are expanded."""
+    compiled: Any = None
+    """The decoder for decoding steps, if it is another."""
 
     @classmethod
     def load(cls, config: EngineConfig, *, gpu: bool) -> ServedModel:
-        """Raises UserError ModelDigestMismatch, UnsupportedArchitecture, and what loading raises; OutOfMemory."""
+        """Raises UserError ModelDigestMismatch, UnsupportedArchitecture, and what loading raises; OutOfMemory;
+        InfrastructureError ModelDamaged where a compressed model is not what compression made."""
         with model_directory(config.model, field="model") as (directory, where):
-            digest = directory_digest(directory)
-            if config.digest and digest != config.digest:
-                raise UserError(
-                    "ModelDigestMismatch",
-                    f"model: the files of {where} are {digest}, asked for was {config.digest}: they have changed since",
-                )
+            _check_digest(directory, where, config)
             try:
-                loaded = ScoringModel.load(directory, where, batch_tokens=1, precision=config.precision, gpu=gpu)
-            except (MemoryError, torch.OutOfMemoryError) as error:
-                raise OutOfMemory("OutOfMemory", f"model: {where} does not fit into memory: {error}") from error
-        name, sliding = type(loaded.lm).__name__, getattr(loaded.lm.config, "sliding_window", None)
+                if config.compression:
+                    served = cls._compressed(directory, where, config, gpu=gpu)
+                else:
+                    served = cls._plain(directory, where, config, gpu=gpu)
+            except JobError:
+                raise
+            except Exception as error:
+                if is_out_of_memory(error):
+                    raise OutOfMemory("OutOfMemory", f"model: {where} does not fit into memory: {error}") from error
+                raise
+        served._check_architecture(where)
+        if config.compile:
+            # Rows and places change with every step: one program for all of them.
+            served.compiled = torch.compile(served.lm.get_decoder(), dynamic=True)
+        return served
+
+    @classmethod
+    def _plain(cls, directory: Path, where: str, config: EngineConfig, *, gpu: bool) -> ServedModel:
+        loaded = ScoringModel.load(directory, where, batch_tokens=1, precision=config.precision, gpu=gpu)
+        return cls(loaded.lm, loaded.tokenizer, loaded.device, min(config.max_context_tokens, loaded.max_length))
+
+    @classmethod
+    def _compressed(cls, directory: Path, where: str, config: EngineConfig, *, gpu: bool) -> ServedModel:
+        """Its digest has been compared; that every layer is what the scheme makes is looked at after loading."""
+        made = read_lineage(directory)["compression"]["scheme"]
+        if made != config.compression:
+            raise UserError("NotCompressed", f"model: {where} was compressed by {made}, not by {config.compression}")
+        device = torch.device("cuda" if gpu else "cpu")  # a replica that asked for no GPU must not take one
+        loaded, tokenizer = open_compressed(directory, device, verify=not config.digest)
+        longest = min(config.max_context_tokens, int(loaded.lm.config.max_position_embeddings))
+        return cls(loaded.lm, tokenizer, device, longest, loaded.applied.execution)
+
+    def _check_architecture(self, where: str) -> None:
+        name, sliding = type(self.lm).__name__, getattr(self.lm.config, "sliding_window", None)
         if name not in SUPPORTED or sliding:
             window = " with a sliding window" if sliding else ""
             raise UserError(
                 "UnsupportedArchitecture", f"model: {where} is a {name}{window}; served are {', '.join(SUPPORTED)}"
             )
-        return cls(loaded.lm, loaded.tokenizer, loaded.device, min(config.max_context_tokens, loaded.max_length))
 
     @property
     def vocabulary(self) -> int:
@@ -86,10 +117,11 @@ class ServedModel:
     def step(self, tokens: list[int], cache: RowCache) -> Tensor:
         """Add a token to each row; the logits after it, float32 [rows, vocabulary]."""
         at = torch.tensor(cache.lengths)
-        cache.begin_step()
+        cache.begin_step(self.device)
         longest = max(cache.lengths)
         mask = torch.arange(longest, device=self.device)[None] <= at.to(self.device)[:, None]
-        hidden = self._forward(torch.tensor(tokens)[:, None], at[:, None], mask[:, None, None], cache)
+        decoder = self.lm.get_decoder() if self.compiled is None else self.compiled
+        hidden = self._forward(torch.tensor(tokens)[:, None], at[:, None], mask[:, None, None], cache, decoder)
         return self._logits(hidden[:, 0])
 
     @torch.inference_mode()
@@ -101,9 +133,10 @@ class ServedModel:
         mean = hidden[0].float().mean(0)
         return [float(value) for value in torch.nn.functional.normalize(mean, dim=0)]
 
-    def _forward(self, tokens: Tensor, positions: Tensor, mask: Tensor, cache: RowCache | None) -> Tensor:
-        base = self.lm.get_decoder()
-        output = base(
+    def _forward(
+        self, tokens: Tensor, positions: Tensor, mask: Tensor, cache: RowCache | None, decoder: Any = None
+    ) -> Tensor:
+        output = (self.lm.get_decoder() if decoder is None else decoder)(
             input_ids=tokens.to(self.device),
             position_ids=positions.to(self.device),
             attention_mask=mask,
@@ -116,3 +149,13 @@ class ServedModel:
     def _logits(self, hidden: Tensor) -> Tensor:
         logits: Tensor = self.lm.get_output_embeddings()(hidden).float()
         return logits
+
+
+def _check_digest(directory: Path, where: str, config: EngineConfig) -> None:
+    digest = directory_digest(directory) if config.digest else ""
+    if digest == config.digest:
+        return
+    found = f"the files of {where} are {digest}, asked for was {config.digest}"
+    if config.compression:
+        raise InfrastructureError("ModelDamaged", f"model: {found}: what compression made has been changed or damaged")
+    raise UserError("ModelDigestMismatch", f"model: {found}: they have changed since")

@@ -31,7 +31,10 @@ class RowCache:
         self._values: list[Tensor] = []
         self.lengths: list[int] = []  # of the rows in use
         self._prefilled = 0  # rows that are being filled at their beginning; 0: one place each
-        self._at: Tensor | None = None  # the place that each row writes to in a decoding step
+        # Of a decoding step; numbers are shapes of tensors, for which torch.compile makes one program and not one each.
+        self._rows: Tensor | None = None
+        self._at: Tensor | None = None  # the place that each row writes to
+        self._window: Tensor | None = None  # as long as the longest row
 
     @property
     def rows(self) -> int:
@@ -51,11 +54,13 @@ class RowCache:
         self._prefilled = len(lengths)
         self._reserve(max(self.lengths))
 
-    def begin_step(self) -> None:
+    def begin_step(self, device: torch.device) -> None:
         """The next forward pass adds one place to each row."""
         self._prefilled = 0
-        self._at = torch.tensor(self.lengths)
+        self._at = torch.tensor(self.lengths, device=device)
+        self._rows = torch.arange(len(self.lengths), device=device)
         self.lengths = [length + 1 for length in self.lengths]
+        self._window = torch.empty(max(self.lengths), device=device)
         self._reserve(max(self.lengths))
 
     def update(self, keys: Tensor, values: Tensor, layer: int, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:
@@ -69,13 +74,13 @@ class RowCache:
             self._keys[layer][first:last, :, : keys.shape[2]] = keys
             self._values[layer][first:last, :, : values.shape[2]] = values
             return keys, values
-        assert self._at is not None
-        rows = torch.arange(self.rows, device=keys.device)
-        at = self._at.to(keys.device)
-        self._keys[layer][rows, :, at] = keys[:, :, 0]
-        self._values[layer][rows, :, at] = values[:, :, 0]
-        longest = max(self.lengths)
-        return self._keys[layer][: self.rows, :, :longest], self._values[layer][: self.rows, :, :longest]
+        rows, at, window = self._rows, self._at, self._window
+        assert rows is not None and at is not None and window is not None
+        stored_keys, stored_values = self._keys[layer], self._values[layer]
+        stored_keys[rows, :, at] = keys[:, :, 0]
+        stored_values[rows, :, at] = values[:, :, 0]
+        count, longest = rows.shape[0], window.shape[0]
+        return stored_keys[:count, :, :longest], stored_values[:count, :, :longest]
 
     def get_seq_length(self, layer: int = 0) -> int:
         """Asked for by models that are told no positions; ours always are."""

@@ -13,6 +13,8 @@ from torch import Tensor
 
 from slipway_serving.engine.generation import Generation, TokenLogprob
 
+_HEAD = 256  # tokens that top p is looked for in first
+
 
 class Sampler:
     """The choices of one answer."""
@@ -22,11 +24,14 @@ class Sampler:
         self._draws = random.Random(generation.seed)
         self._counts: dict[int, int] = {}  # generated tokens, for the penalties
 
-    def pick(self, logits: Tensor) -> tuple[int, TokenLogprob | None]:
-        """The next token from logits [vocabulary] (float32), and what is to be told of it."""
+    def pick(self, logits: Tensor, likeliest: int) -> tuple[int, TokenLogprob | None]:
+        """The next token from logits [vocabulary] (float32, `likeliest` their argmax), and what is to be told of it."""
         asked = self._generation
         scores = self._penalized(logits)
-        token = int(scores.argmax()) if asked.temperature == 0 else self._draw(scores / asked.temperature)
+        if asked.temperature > 0:
+            token = self._draw(scores / asked.temperature)
+        else:
+            token = likeliest if scores is logits else int(scores.argmax())
         self._counts[token] = self._counts.get(token, 0) + 1
         return token, self._told(logits, token)
 
@@ -48,16 +53,26 @@ class Sampler:
         if asked.top_k == 0 and asked.top_p >= 1:
             cumulative = torch.softmax(scores.double(), -1).cumsum(-1)
             return min(int(torch.searchsorted(cumulative, point * cumulative[-1], right=True)), len(scores) - 1)
-        most = min(asked.top_k or len(scores), len(scores))
-        kept, tokens = torch.topk(scores, most)
-        probabilities = torch.softmax(kept.double(), -1)
-        cumulative = probabilities.cumsum(-1)
+        if asked.top_k == 0 and (head := self._head(scores)) is not None:
+            cumulative, tokens = head
+        else:
+            kept, tokens = torch.topk(scores, min(asked.top_k or len(scores), len(scores)))
+            cumulative = torch.softmax(kept.double(), -1).cumsum(-1)
         if asked.top_p < 1:
             # A token belongs to the set while those before it do not reach top p; the first always does.
-            size = int((cumulative - probabilities < asked.top_p).sum())
-            cumulative, tokens = cumulative[: max(1, size)], tokens[: max(1, size)]
+            size = 1 + int((cumulative[:-1] < asked.top_p).sum())
+            cumulative, tokens = cumulative[:size], tokens[:size]
         place = int(torch.searchsorted(cumulative, point * cumulative[-1], right=True))
         return int(tokens[min(place, len(tokens) - 1)])
+
+    def _head(self, scores: Tensor) -> tuple[Tensor, Tensor] | None:
+        """Cumulative probabilities of the likeliest tokens, if they reach top p: sorting the others would be idle."""
+        if len(scores) <= _HEAD:
+            return None
+        kept, tokens = torch.topk(scores, _HEAD)
+        total = torch.logsumexp(scores.double(), -1)
+        cumulative = (kept.double() - total).exp().cumsum(-1)
+        return (cumulative, tokens) if float(cumulative[-1]) >= self._generation.top_p else None
 
     def _told(self, logits: Tensor, token: int) -> TokenLogprob | None:
         wanted = self._generation.logprobs

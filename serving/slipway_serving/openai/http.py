@@ -12,22 +12,25 @@ import json
 import logging
 import struct
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import Awaitable, Callable
 from typing import Any, TypeVar
 
 from fastapi import FastAPI, Request
-from fastapi.responses import JSONResponse, PlainTextResponse, Response, StreamingResponse
+from fastapi.responses import JSONResponse, PlainTextResponse, Response
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from pydantic import BaseModel, ValidationError
 
+from slipway_serving.openai import access_log
 from slipway_serving.openai.answers import Answer
 from slipway_serving.openai.errors import ApiError, of_validation
+from slipway_serving.openai.hang_up import EventStream, cancelled_by_hang_up, close_all
 from slipway_serving.openai.schema import ChatCompletion, Completion, Embeddings, Feedback
 from slipway_serving.router import Begun, Router, new_request_id
 
-access = logging.getLogger("slipway.access")
+log = logging.getLogger("slipway.http")
 M = TypeVar("M", bound=BaseModel)
 _MAX_PROMPTS = 64
+_METHODS = ["GET", "POST", "PUT", "PATCH", "DELETE", "HEAD", "OPTIONS"]
 
 
 def build(router: Callable[[], Router]) -> FastAPI:
@@ -55,7 +58,7 @@ class _Endpoint:
             ("/v1/feedback", ["POST"], self._feedback),
         ):
             app.add_api_route(path, self._guarded(handler), methods=methods, response_model=None)
-        app.add_api_route("/{path:path}", self._guarded(self._nowhere), methods=["GET", "POST"], response_model=None)
+        app.add_api_route("/{path:path}", self._guarded(self._nowhere), methods=_METHODS, response_model=None)
 
     # --- what all have in common ----------------------------------------------------------------------------------
 
@@ -65,26 +68,20 @@ class _Endpoint:
         """Keys, limits, errors, the access log, and the request's id in the answer."""
 
         async def guarded(request: Request) -> Response:
-            started, router = time.monotonic(), self._router()
-            request_id = _id_of(request)
-            client = ""
+            router, request_id = self._router(), _id_of(request)
+            entry = access_log.Entry(request_id, request.method, request.url.path)
             try:
                 client = router.keys.check(request.headers.get("authorization", ""))
+                entry.came_from(client)
                 router.rates.take(client, router.settings.requests_per_minute)
                 answer = await handler(request, request_id)
             except ApiError as error:
-                headers = {"Retry-After": str(error.retry_after)} if error.retry_after else {}
-                answer = JSONResponse(error.body(), status_code=error.status, headers=headers)
+                answer = _refusal(error)
+            except Exception as error:
+                log.exception("request %s", request_id)
+                answer = _refusal(ApiError(500, "internal_error", f"{type(error).__name__}; see the log of the router"))
             answer.headers["x-request-id"] = request_id
-            line = {
-                "request": request_id,
-                "client": client,
-                "method": request.method,
-                "path": request.url.path,
-                "status": answer.status_code,
-                "seconds": round(time.monotonic() - started, 4),
-            }
-            access.info(json.dumps(line))
+            entry.answered(answer)
             return answer
 
         return guarded
@@ -101,11 +98,9 @@ class _Endpoint:
             if len(body) > most:
                 raise ApiError(413, "request_too_large", f"the request has more than {most} bytes")
         try:
-            return model.model_validate(json.loads(bytes(body).decode("utf-8")))
-        except UnicodeDecodeError as error:
-            raise ApiError(
-                400, "invalid_encoding", f"the body is not UTF-8: {error.reason} at byte {error.start}"
-            ) from error
+            return model.model_validate(_parsed(body.decode("utf-8")))
+        except UnicodeError as error:  # of the bytes, or of an escape that is half a character
+            raise ApiError(400, "invalid_encoding", f"the body is not UTF-8: {error}") from error
         except ValidationError as error:
             raise of_validation(error) from error
         except (ValueError, RecursionError) as error:
@@ -126,7 +121,7 @@ class _Endpoint:
         most = self._tokens(asked.max_tokens, "max_tokens")
         common = self._common(asked, most) | {"logprobs": asked.logprobs, "echo": asked.echo}
         wanted = [{**common, "prompt": prompt} for prompt in prompts]
-        return await self._answer(request_id, asked, wanted, "text_completion")
+        return await self._answer(request, request_id, asked, wanted, "text_completion")
 
     async def _chat(self, request: Request, request_id: str) -> Response:
         asked = await self._read(request, ChatCompletion)
@@ -136,7 +131,7 @@ class _Endpoint:
         messages = [message.model_dump(exclude_none=True) for message in asked.messages]
         logprobs = (asked.top_logprobs or 0) if asked.logprobs else None
         wanted = [self._common(asked, most) | {"messages": messages, "logprobs": logprobs}]
-        return await self._answer(request_id, asked, wanted, "chat.completion")
+        return await self._answer(request, request_id, asked, wanted, "chat.completion")
 
     def _common(self, asked: Any, max_tokens: int) -> dict[str, Any]:
         settings = self._router().settings
@@ -158,7 +153,9 @@ class _Endpoint:
             raise ApiError(400, "max_tokens_too_large", message, param=param)
         return asked or settings.default_max_tokens
 
-    async def _answer(self, request_id: str, asked: Any, wanted: list[dict[str, Any]], kind: str) -> Response:
+    async def _answer(
+        self, request: Request, request_id: str, asked: Any, wanted: list[dict[str, Any]], kind: str
+    ) -> Response:
         self._check_model(asked.model)
         router = self._router()
         choices = [
@@ -166,23 +163,20 @@ class _Endpoint:
             for one in wanted
             for number in range(asked.n)
         ]
+        answer = Answer(kind=kind, request_id=request_id, model=router.config.name, created=int(time.time()))
         begun: list[Begun] = []
         try:
-            for one in choices:  # one after the other: they begin within milliseconds, and the first refusal ends it
-                begun.append(await router.begin(one, request_id))  # noqa: PERF401 - what has begun must be known
-        except ApiError:
-            await _close(begun)
+            async with cancelled_by_hang_up(request):
+                for one in choices:  # one after the other: they begin within milliseconds, and a refusal ends it
+                    begun.append(await router.begin(one, request_id))  # noqa: PERF401 - what has begun must be known
+                headers = {"x-slipway-version": begun[0].version}
+                if not asked.stream:
+                    return JSONResponse(await answer.whole(begun), headers=headers)
+        except BaseException:
+            await close_all(begun)
             raise
-        answer = Answer(kind=kind, request_id=request_id, model=router.config.name, created=int(time.time()))
-        headers = {"x-slipway-version": begun[0].version}
-        if asked.stream:
-            usage = bool(asked.stream_options and asked.stream_options.include_usage)
-            events = answer.stream(begun, usage=usage)
-            return StreamingResponse(_closing(events, begun), media_type="text/event-stream", headers=headers)
-        try:
-            return JSONResponse(await answer.whole(begun), headers=headers)
-        finally:
-            await _close(begun)
+        usage = bool(asked.stream_options and asked.stream_options.include_usage)
+        return EventStream(answer.stream(begun, usage=usage), begun, headers)
 
     # --- the rest -------------------------------------------------------------------------------------------------
 
@@ -193,7 +187,10 @@ class _Endpoint:
         router = self._router()
         version = router.candidates(request_id)[0]
         try:
-            found = await router.find(version).embed(inputs)
+            async with asyncio.timeout(router.settings.start_timeout_seconds):
+                found = await router.find(version).embed(inputs)
+        except TimeoutError:
+            raise router.not_started(version.name) from None
         except Exception as error:
             raise ApiError(502, "version_failed", f"version {version.name}: {type(error).__name__}: {error}") from error
         if "error" in found:
@@ -215,6 +212,7 @@ class _Endpoint:
         router.statistics.heard(version, positive=positive)
         entry = {**asked.model_dump(exclude_none=True), "version": version, "time": int(1000 * time.time())}
         router.feedback.add(entry)
+        router.capture.heard(entry)
         return JSONResponse({"object": "feedback", "request_id": asked.request_id, "version": version})
 
     async def _models(self, _request: Request, _id: str) -> Response:
@@ -239,7 +237,9 @@ class _Endpoint:
         return PlainTextResponse("ok\n")
 
     async def _metrics(self) -> Response:
-        return Response(generate_latest(self._router().statistics.registry), media_type=CONTENT_TYPE_LATEST)
+        statistics = self._router().statistics
+        statistics.engines.forget_silent()
+        return Response(generate_latest(statistics.registry), media_type=CONTENT_TYPE_LATEST)
 
     async def _nowhere(self, request: Request, _id: str) -> Response:
         raise ApiError(404, "unknown_url", f"there is no {request.method} {request.url.path} here")
@@ -250,6 +250,19 @@ def _id_of(request: Request) -> str:
     given = request.headers.get("x-request-id", "")
     good = 0 < len(given) <= 128 and given.isascii() and given.isprintable() and " " not in given
     return given if good else new_request_id()
+
+
+def _parsed(text: str) -> Any:
+    """JSON. Raises ValueError, RecursionError; UnicodeError for half of a surrogate pair, which no text can hold."""
+    value = json.loads(text)
+    if "\\ud" in text or "\\uD" in text:
+        json.dumps(value, ensure_ascii=False).encode()
+    return value
+
+
+def _refusal(error: ApiError) -> Response:
+    headers = {"Retry-After": str(error.retry_after)} if error.retry_after else {}
+    return JSONResponse(error.body(), status_code=error.status, headers=headers)
 
 
 def _prompts(given: Any) -> list[Any]:
@@ -263,22 +276,3 @@ def _prompts(given: Any) -> list[Any]:
 
 def _encoded(vector: list[float], how: str) -> list[float] | str:
     return base64.b64encode(struct.pack(f"<{len(vector)}f", *vector)).decode() if how == "base64" else vector
-
-
-async def _closing(events: AsyncIterator[str], begun: list[Begun]) -> AsyncIterator[str]:
-    """The events; whatever ends them, a client that hangs up included, frees what was begun."""
-    try:
-        async for event in events:
-            yield event
-    finally:
-        await _close(begun)
-
-
-async def _close(begun: list[Begun]) -> None:
-    for one in begun:
-        close = getattr(one.pieces, "aclose", None)
-        if close is not None:
-            try:
-                await close()
-            except RuntimeError:  # it is being read at this moment: its reader closes it
-                await asyncio.sleep(0)

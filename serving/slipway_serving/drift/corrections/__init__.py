@@ -1,1 +1,0 @@
-"""Corrections for looking often: over many signals at once (Holm, Benjamini-Hochberg) and over time (`e_detector`)."""

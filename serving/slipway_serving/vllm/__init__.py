@@ -1,0 +1,1 @@
+"""A version that vLLM holds, through ray.serve.llm. It has not been run where this was written: there was no GPU."""
