@@ -1,5 +1,9 @@
-"""Tests that judge times, on a machine that may stand still: a failure counts only when the machine kept time.
+"""What shares a process, and tests that judge times.
 
+Half of the suite's time is spent waiting, so `make test` runs it in two processes. Tests of a folder share expensive
+fixtures (a control plane, a trained model), so a folder stays in one process, and the longest begin first.
+
+A machine may stand still, so a failed deadline counts only when the machine kept time.
 A shared machine now and then holds every process up for half a second. A test marked `timed` asserts deadlines of that
 order, so when it fails *and* a thread that does nothing but sleep was itself held up meanwhile, it is run again, at
 most twice, and says so. A deadline that our own code misses holds up no sleeping thread, so such a failure stands.
@@ -16,9 +20,39 @@ from typing import Any
 import pytest
 from _pytest.runner import runtestprotocol
 
+# Minutes each. The modules of tests/e2e need nothing of each other but a running control plane, which is soon up.
+# tests/compress is first because its libraries change global state of torch, and mind that of others.
+_LONGEST_FIRST = ("compress", "e2e/test_kills", "kube", "train/engine", "e2e", "chart", "evaluate/run", "local")
+
 _RUNS = 3
 _PERIOD = 0.02
 _HELD_UP = 0.1  # seconds late; an interpreter that shares its lock is late by a hundredth of a second
+
+
+def group_of(nodeid: str) -> str:
+    """The group of a test: the longest name of _LONGEST_FIRST that its file is below, else the file's folder."""
+    place = nodeid.partition("::")[0].removeprefix("tests/").removesuffix(".py")
+    listed = [name for name in _LONGEST_FIRST if place == name or place.startswith(f"{name}/")]
+    return max(listed, key=len) if listed else place.rpartition("/")[0]
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """A folder stays in one process. (By marks it could be said too, but xdist 3.8 does not see them in pytest 9.2.)"""
+    from xdist.scheduler import LoadScopeScheduling  # noqa: PLC0415 - there when this is called
+
+    class FolderScheduling(LoadScopeScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            return group_of(nodeid)
+
+    return FolderScheduling(config, log)
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """With several processes, the longest groups are first."""
+    if hasattr(config, "workerinput"):
+        order = {name: place for place, name in enumerate(_LONGEST_FIRST)}
+        items.sort(key=lambda item: order.get(group_of(item.nodeid), len(order)))
 
 
 class StallWatch:

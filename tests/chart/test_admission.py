@@ -148,11 +148,13 @@ def test_a_status_cannot_be_brought_along_or_written(cluster: Cluster, alice: Pa
 
 @pytest.mark.parametrize("path", sorted((ROOT / "examples").rglob("*.yaml")), ids=lambda path: path.stem)
 def test_the_examples_are_accepted(cluster: Cluster, alice: Path, path: Path) -> None:
-    example = {**yaml.safe_load(path.read_text())}
-    example["metadata"]["namespace"] = "team-a"
-    if "priorityClassName" in example["spec"]:
-        example["spec"]["priorityClassName"] = "ordinary"  # the one that this user may use
-    cluster.done("create", "--dry-run=server", "-f", "-", manifest=example, kubeconfig=alice)
+    examples = [document for document in yaml.safe_load_all(path.read_text()) if document]
+    assert examples
+    for example in examples:
+        example["metadata"]["namespace"] = "team-a"
+        if "priorityClassName" in example["spec"]:
+            example["spec"]["priorityClassName"] = "ordinary"  # the one that this user may use
+        cluster.done("create", "--dry-run=server", "-f", "-", manifest=example, kubeconfig=alice)
 
 
 def test_what_decides_the_result_cannot_be_edited(cluster: Cluster, alice: Path) -> None:

@@ -12,9 +12,11 @@ from typing import Any
 
 import pytest
 import yaml
+from prometheus_client import CollectorRegistry
 
 from slipway_operator.config import OperatorConfig
 from slipway_operator.kube.metrics import Metrics
+from slipway_serving.statistics import Statistics
 
 from .conftest import CHART, NAMESPACE, RELEASE, ROOT, VALUE_SETS, Helm, Objects
 
@@ -50,7 +52,7 @@ def steady(obj: dict[str, Any]) -> dict[str, Any]:
     if obj["kind"] == "CustomResourceDefinition":
         return {**obj, "spec": "(generated from slipway_api)"}
     if obj["metadata"]["name"].endswith("-dashboard"):
-        return {**obj, "data": dict.fromkeys(obj["data"], "(files/dashboard.json)")}
+        return {**obj, "data": dict.fromkeys(obj["data"], "(files/dashboard*.json)")}
     return obj
 
 
@@ -168,18 +170,36 @@ def test_nothing_is_without_a_namespace_that_should_have_one(objects: Objects) -
         assert ("namespace" in obj["metadata"]) == (obj["kind"] not in cluster), obj["metadata"]["name"]
 
 
-def test_the_dashboard_names_only_metrics_that_exist() -> None:
-    dashboard = json.loads((CHART / "files/dashboard.json").read_text())
-    expressions = [target["expr"] for panel in dashboard["panels"] for target in panel["targets"]]
-    named = {name for expression in expressions for name in re.findall(r"\bslipway_\w+", expression)}
-    exposed = set()
-    for family in Metrics().registry.collect():
-        exposed |= {
+def exported(registry: CollectorRegistry) -> set[str]:
+    """Names of series, as Prometheus stores them."""
+    found = set()
+    for family in registry.collect():
+        found |= {
             "counter": {f"{family.name}_total"},
             "histogram": {f"{family.name}_{suffix}" for suffix in ("bucket", "count", "sum")},
         }.get(family.type, {family.name})
+    return found
+
+
+@pytest.mark.parametrize(
+    ("file", "registry"),
+    [
+        ("dashboard.json", lambda: Metrics().registry),
+        ("dashboard-serving.json", lambda: Statistics().registry),
+    ],
+)
+def test_a_dashboard_names_only_metrics_that_exist(file: str, registry: Callable[[], CollectorRegistry]) -> None:
+    dashboard = json.loads((CHART / "files" / file).read_text())
+    expressions = [target["expr"] for panel in dashboard["panels"] for target in panel["targets"]]
+    named = {name for expression in expressions for name in re.findall(r"\bslipway_\w+", expression)}
     assert named
-    assert named <= exposed
+    assert named <= exported(registry())
+
+
+def test_the_serving_dashboard_shows_all_that_the_router_exports() -> None:
+    text = (CHART / "files/dashboard-serving.json").read_text()
+    families = {family.name for family in Statistics().registry.collect()}
+    assert {name for name in families if name not in text} == set()
 
 
 def test_the_chart_has_the_version_of_what_it_installs() -> None:

@@ -134,7 +134,7 @@ def test_report_before_the_end_says_what_it_is_doing(world: World) -> None:
     assert result.code == 1
     assert "ej/early has no report yet: it is Evaluating" in result.err
     world.apply("job")
-    assert "reports are of EvalJobs, not of TrainJob" in world.slipway("report", "tj/job").err
+    assert "reports are of EvalJobs and Deployments, not of TrainJob" in world.slipway("report", "tj/job").err
 
 
 @pytest.mark.parametrize(

@@ -13,6 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from slipway_cli import jobs
 from slipway_cli.durations import ago, parse_duration, short_duration
 from slipway_cli.errors import CliError, ManifestError, UsageError
 from slipway_cli.manifests import parse
@@ -332,6 +333,19 @@ def test_a_time_stays_text() -> None:
 
 
 # --- logs ---------------------------------------------------------------------------------------------------------
+
+
+def test_a_deployment_is_a_run_by_its_newest_compression() -> None:
+    deployment = {"apiVersion": "slipway.dev/v1alpha1", "kind": "Deployment", "metadata": {"name": "chat"}}
+    assert jobs.run_of(deployment) is None
+    compression = {"attempt": 2, "storage": "/s", "rayJobName": "chat-c2", "attempts": [{"number": 2}]}
+    run = jobs.run_of(deployment | {"status": {"attempt": 9, "compression": compression}})
+    assert run is not None
+    assert jobs.attempt_of(run) == 2
+    assert not jobs.attempt_ended(run, 2)
+    assert jobs.label_of(run) == "sdeploy/chat"
+    job = {"apiVersion": "slipway.dev/v1alpha1", "kind": "TrainJob", "metadata": {"name": "t"}}
+    assert jobs.run_of(job) is job
 
 
 @given(st.lists(st.text("ab ", max_size=5), max_size=20), st.integers(0, 25), st.booleans())

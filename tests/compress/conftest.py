@@ -16,8 +16,10 @@ from slipway_api.compression import CALIBRATED
 from slipway_api.run import CompressRunSpec
 from slipway_jobs.compress.measure import Effort
 from slipway_jobs.data.tokenizer import train_bpe
+from slipway_jobs.lean_transformers import whole_transformers
 
 os.environ["HF_HUB_OFFLINE"] = "1"
+whole_transformers()  # the tests of a process share it, and some make it lean
 
 QUICK = Effort(prompt_tokens=4, new_tokens=2, rounds=1)
 VOCABULARY = 320

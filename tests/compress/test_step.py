@@ -22,6 +22,7 @@ import torch
 from slipway_api.run import RUN_ENV, CompressRunSpec, ExitCode
 from slipway_jobs.compress import compress, load_compressed
 from slipway_jobs.errors import InfrastructureError, JobError, UserError
+from slipway_jobs.model_files import directory_digest
 
 from .conftest import QUICK, World
 
@@ -153,6 +154,17 @@ def test_unknown_architecture(contract: Contract, world: World, tmp_path: Path) 
     assert failure(contract(MAGNITUDE, model=model, cache=tmp_path)).reason == "UnknownArchitecture"
 
 
+def test_a_model_that_changed_since_its_gate_is_refused_before_anything_is_computed(
+    contract: Contract, world: World, tmp_path: Path
+) -> None:
+    spec, log = contract(MAGNITUDE, cache=tmp_path), Log()
+    right, other = (spec.model_copy(update={"digest": d}) for d in (directory_digest(world.model), "sha256:other"))
+    assert failure(other).reason == "ModelDigestMismatch"
+    assert not any(tmp_path.rglob("*.safetensors"))
+    assert run(right, log).base_digest == right.digest
+    assert log.computed
+
+
 def test_compressed_twice(contract: Contract, tmp_path: Path) -> None:
     once = run(contract({"nf4": {}}, cache=tmp_path))
     assert failure(contract(MAGNITUDE, model=Path(once.uri), cache=tmp_path)).reason == "AlreadyCompressed"
@@ -188,6 +200,7 @@ def test_killed_and_started_again(contract: Contract, tmp_path: Path) -> None:
     log = tmp_path / "log"
     first = _start(spec, log)
     _wait(lambda: b"compressing" in log.read_bytes() or first.poll() is not None)
+    assert first.poll() is None, log.read_text()
     first.send_signal(signal.SIGKILL)
     first.wait(timeout=30)
     entries = [path for path in (tmp_path / "cache" / "compressed").glob("*") if not path.name.startswith(".")]
@@ -198,6 +211,13 @@ def test_killed_and_started_again(contract: Contract, tmp_path: Path) -> None:
     assert "Succeeded: made " in log.read_text()
     (entry,) = [path for path in (tmp_path / "cache" / "compressed").glob("*") if not path.name.startswith(".")]
     assert load_compressed(entry / "model", torch.device("cpu"))
+
+
+def test_the_tokenizer_of_the_texts_does_not_take_torchao_away(contract: Contract, tmp_path: Path) -> None:
+    """A process with an empty cache reads a tokenizer first, for which transformers is made lean."""
+    log = tmp_path / "log"
+    process = _start(contract({"int8WeightOnly": {}}, cache=tmp_path / "cache"), log)
+    assert process.wait(timeout=120) == ExitCode.SUCCEEDED, log.read_text()
 
 
 def test_a_refused_contract_ends_with_the_users_exit_code(contract: Contract, tmp_path: Path) -> None:

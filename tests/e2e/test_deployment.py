@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import threading
 import time
@@ -11,7 +12,12 @@ from pathlib import Path
 from typing import Any
 
 import openai
+import psutil
 import pytest
+
+from slipway_jobs.compress.kernels import int8_linear
+from slipway_local.processes import marked
+from slipway_local.ray_runner.translate import SERVICE_MARK
 
 from .conftest import Stack, condition, train_job
 
@@ -48,13 +54,13 @@ def served(stack: Stack, corpus: Path) -> Iterator[dict[str, Any]]:
     stack.kubectl("delete", "deployments.slipway.dev", NAME, timeout=60)
 
 
-def ask(url: str, **changes: Any) -> tuple[int, dict[str, Any], str]:
+def ask(url: str, timeout: float = 30, **changes: Any) -> tuple[int, dict[str, Any], str]:
     """(status, body, version) of a completion."""
     body = {"prompt": "Node 1 ", "max_tokens": 4, "temperature": 0} | changes
     request = urllib.request.Request(
         f"{url}/v1/completions", json.dumps(body).encode(), {"Content-Type": "application/json"}
     )
-    with urllib.request.urlopen(request, timeout=30) as answer:
+    with urllib.request.urlopen(request, timeout=timeout) as answer:
         return answer.status, json.load(answer), answer.headers["x-slipway-version"]
 
 
@@ -78,6 +84,62 @@ def test_columns_and_conditions(stack: Stack, served: dict[str, Any]) -> None:
     assert served["url"].startswith("http://127.0.0.1:")
     assert condition(served, "GatePassed")[1] == "NoRequirements"
     assert served["stable"]["digest"] == stack.status("first")["model"]["digest"]
+
+
+def engines(stack: Stack) -> list[psutil.Process]:
+    """The processes that hold a model."""
+    uid = stack.kubectl("get", "rayservices.ray.io", NAME, "-o", "jsonpath={.metadata.uid}")
+    pids = [ref.pid for ref, mark in marked(SERVICE_MARK).items() if mark.endswith(f"/{uid}")]
+    return [process for process in map(psutil.Process, pids) if ":Engine" in " ".join(process.cmdline())]
+
+
+def test_a_killed_replica_is_an_error_in_openais_shape_until_another_answers(
+    stack: Stack, served: dict[str, Any]
+) -> None:
+    (before,) = engines(stack)
+    client = openai.OpenAI(base_url=f"{served['url']}/v1", api_key="none", max_retries=0, timeout=20)
+    pieces = client.completions.create(model=NAME, prompt="Node 1 ", max_tokens=100, stream=True)
+    next(iter(pieces))
+    before.kill()
+    with contextlib.suppress(openai.APIError):  # an event in the stream, unless all was sent before
+        list(pieces)
+    deadline, codes = time.monotonic() + 90, set()
+    while True:
+        try:
+            client.completions.create(model=NAME, prompt="Node 1 ", max_tokens=4)
+            break
+        except openai.APITimeoutError:
+            codes.add("timeout")
+        except openai.InternalServerError as error:
+            codes.add(str(error.code))
+        assert time.monotonic() < deadline, codes
+        time.sleep(0.2)
+    assert codes <= {"version_failed", "starting", "engine_failed"}
+    assert before.pid not in {process.pid for process in engines(stack)}
+
+
+def test_traffic_of_another_kind_is_drift(stack: Stack, served: dict[str, Any]) -> None:
+    """The profile that training wrote, the watcher beside the versions, and what the operator makes of its alarm."""
+    watched = {"capture": {"content": "examples"}, "drift": {"windowRequests": 50}}
+    stack.apply(deployment({"trainJob": {"name": "first"}}, **watched))
+    wanted = "50 make the first window"
+    status = stack.wait(NAME, lambda s: wanted in condition(s, "Drifted")[2], 120, "deployments")
+    assert condition(status, "Available")[0] == "True"
+    for number in range(60):
+        code, _, _ = ask(served["url"], prompt=f"#define F_{number}(x) (*x)->y[{number}] && !z;", max_tokens=1)
+        assert code == 200
+    status = stack.wait(NAME, lambda s: condition(s, "Drifted")[0] == "True", 60, "deployments")
+    assert condition(status, "Drifted")[1] == "DriftFound"
+    drift = status["drift"]
+    assert (drift["windows"], drift["version"], drift["dropped"]) == (1, served["version"], 0)
+    snapshot = Path(drift["snapshot"]["uri"])
+    assert list((snapshot / "train").glob("*.parquet"))
+    assert list((snapshot / "held-out").glob("*.parquet"))
+    page = Path(stack.run("slipway", "report", f"sdeploy/{NAME}", "--no-open").strip())
+    assert "<svg" in page.read_text()
+    assert "DriftFound" in stack.kubectl("describe", "deployments.slipway.dev", NAME)
+    stack.apply(deployment({"trainJob": {"name": "first"}}))
+    stack.wait(NAME, lambda s: not condition(s, "Drifted")[0], 30, "deployments")
 
 
 class Traffic:
@@ -121,6 +183,53 @@ def test_a_new_model_takes_over_under_traffic_and_nothing_fails(stack: Stack, se
     assert "Promoted" in described
 
 
+def compression(corpus: Path) -> dict[str, Any]:
+    """8-bit weights and activations, measured on a few held-out tokens."""
+    held_out = {"sources": [{"uri": corpus.as_uri(), "include": ["part-7.txt"]}], "sequenceLength": 32}
+    resources = {"cpu": "500m", "memory": "512Mi"}
+    return {"int8Dynamic": {}, "heldOut": held_out | {"maxTokens": 256}, "resources": resources}
+
+
+def test_a_compressed_version_takes_over_and_its_weights_are_made_once(
+    stack: Stack, served: dict[str, Any], corpus: Path
+) -> None:
+    dense = stack.status(NAME, "deployments")["version"]
+    model, asked = {"trainJob": {"name": "second"}}, compression(corpus)
+    stack.apply(deployment(model, compression=asked))
+    with Traffic(served["url"]) as traffic:
+        stack.wait(NAME, lambda s: s.get("state") == "Compressing", 30, "deployments")
+        status = stack.wait(NAME, lambda s: s.get("version") != dense, 200, "deployments")
+        time.sleep(1)
+    assert traffic.failures == []
+    assert set(traffic.versions) == {dense, status["version"]}
+    result = status["stable"]["compression"]
+    assert (result["scheme"], result["cached"]) == ("int8Dynamic", False)
+    assert result["execution"] == int8_linear.NAME
+    assert result["baseDigest"] == stack.status("second")["model"]["digest"]
+    for figure in ("sizeBytes", "memoryBytes"):
+        assert result["after"][figure] < result["before"][figure]
+    for measure in ("before", "after"):
+        assert float(result[measure]["perplexity"]) > 1
+        assert float(result[measure]["tokensPerSecond"]) > 0
+    assert condition(status, "Compressed")[:2] == ("True", "ModelCompressed")
+    client = openai.OpenAI(base_url=f"{served['url']}/v1", api_key="none", max_retries=0, timeout=60)
+    assert "int8Dynamic" in client.models.list().model_dump_json()
+    assert "ModelCompressed" in stack.kubectl("describe", "deployments.slipway.dev", NAME)
+    assert "stage: Measuring" in stack.run("slipway", "logs", f"sdeploy/{NAME}")
+
+    # Held otherwise it is another version, of the same weights.
+    engine = {"transformers": {"precision": "fp32", "maxBatch": 2, "maxContextTokens": 128}}
+    stack.apply(deployment(model, compression=asked, engine=engine, canary={"paused": True}))
+
+    def found(status_now: dict[str, Any]) -> bool:
+        run = status_now["compression"]
+        return run["version"] != status["version"] and "result" in run
+
+    again = stack.wait(NAME, found, 120, "deployments")["compression"]["result"]
+    assert (again["cached"], again["digest"]) == (True, result["digest"])
+    stack.apply(deployment(model, compression=asked))
+
+
 def test_a_candidate_that_cannot_load_is_taken_back(stack: Stack, served: dict[str, Any], tmp_path: Path) -> None:
     before = stack.status(NAME, "deployments")["version"]
     (tmp_path / "config.json").write_text("{}")
@@ -133,3 +242,29 @@ def test_a_candidate_that_cannot_load_is_taken_back(stack: Stack, served: dict[s
     assert traffic.failures == []
     assert set(traffic.versions) == {before}
     assert ask(served["url"])[0] == 200
+
+
+def test_the_last_replica_goes_and_comes_back_for_a_request(stack: Stack, served: dict[str, Any]) -> None:
+    """Cold starts are timed by the router: only a replica that was started while a request waited counts as one."""
+    replicas = deployment({})["spec"]["replicas"] | {"min": 0, "idleSeconds": 2, "startTimeoutSeconds": 100}
+    stack.apply(deployment({"trainJob": {"name": "second"}}, replicas=replicas))
+
+    def cold(status: dict[str, Any]) -> bool:
+        return "coldStartSeconds" in status["stable"]
+
+    status: dict[str, Any] = {"stable": {}}
+    for turn in range(5):
+        time.sleep(15 + 5 * turn)  # idleSeconds, and the 10 s that Serve looks back
+        assert ask(served["url"], timeout=110)[0] == 200
+        until = time.monotonic() + 12  # the router reports every 5 s
+        while not cold(status) and time.monotonic() < until:
+            time.sleep(0.5)
+            status = stack.status(NAME, "deployments")
+        if cold(status):
+            break
+    assert cold(status), status
+    seconds = float(status["stable"]["coldStartSeconds"])
+    print(f"cold start of a small replica: {seconds} s")
+    assert 0 < seconds < 100
+    assert condition(status, "Available")[0] == "True", "at zero it answers, later"
+    assert "Cold start" in stack.run("slipway", "describe", f"sdeploy/{NAME}")

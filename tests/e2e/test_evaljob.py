@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import statistics
+import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -123,6 +126,87 @@ def test_the_same_is_not_computed_twice(stack: Stack, corpus: Path, rows: Path, 
         for one in (measured, status)
     ]
     assert scores[0] == scores[1]
+
+
+def test_driver_and_worker_killed(stack: Stack, corpus: Path, rows: Path, measured: dict[str, Any]) -> None:
+    """SIGKILL of the driver at the first stored shard, and of a worker in the attempt that follows. In both a frozen
+    worker holds a shard, so nothing can be over before."""
+    job = evaluation("killed", corpus, rows, seed=5, retry={"backoffSeconds": 1})
+    # Four shards for each model, and strides so short that a shard takes a second: none is gone before it is looked at.
+    suite = {"name": "texts", "languageModeling": {"windowTokens": 64, "strideTokens": 8}}
+    job["spec"]["suites"] = [suite | {"data": {"sources": [{"uri": corpus.as_uri()}]}}]
+    job["spec"]["workers"] = {"count": 2, "resources": {"cpu": "1", "memory": "512Mi"}}
+
+    def stored() -> dict[Path, int]:
+        return {path: path.stat().st_mtime_ns for path in stack.home.rglob("*-5/shards/*.parquet")}
+
+    known = stack.processes("ray::EvalWorker")
+    stack.apply(job)
+    frozen = frozen_worker(stack, known)
+    within(90, stored, "a shard")
+    (driver,) = [p for p in stack.processes("-m slipway_jobs.evaluate") if "python" in p.name()][-1:]
+    driver.kill()
+    there = stored()
+    frozen.wait(timeout=30)
+    victim = frozen_worker(stack, [*known, frozen])
+    within(90, lambda: len(stored()) > len(there), "another shard")
+    more = stored()
+    victim.kill()
+    status = stack.wait("killed", finished, 120, "evaljobs")
+    assert condition(status, "Succeeded")[0] == "True", status
+    assert [a["outcome"] for a in status["attempts"]] == ["Infrastructure", "Succeeded"]
+    assert "starting another" in stack.run("slipway", "logs", "ej/killed")
+    after = stored()
+    assert len(after) > len(more)
+    assert all(after[path] == time for path, time in (there | more).items()), "no stored shard is scored again"
+    assert len({path.parent.parent for path in after}) == 2, "one place for each model"
+    assert all((path.parent.parent / "results.json").is_file() for path in after)
+    assert status["suites"][0]["done"] == status["suites"][0]["examples"] == 8
+    assert len(list(path_of(status["results"]["uri"]).glob("texts*.parquet"))) == 2
+
+
+def frozen_worker(stack: Stack, known: list[Any]) -> Any:
+    """A worker that is none of the `known`, stopped (SIGSTOP) as soon as its process is there."""
+
+    def new() -> list[Any]:
+        return [process for process in stack.processes("ray::EvalWorker") if process not in known]
+
+    within(90, new, "a worker")
+    worker = new()[0]
+    worker.suspend()
+    return worker
+
+
+def within(seconds: float, happens: Callable[[], object], what: str) -> None:
+    deadline = time.monotonic() + seconds
+    while not happens():
+        assert time.monotonic() < deadline, f"no {what} in {seconds} s"
+        time.sleep(0.05)
+
+
+def test_cross_validation(stack: Stack, corpus: Path, rows: Path, measured: dict[str, Any]) -> None:
+    """Three folds, each a TrainJob that never sees its part and an EvalJob on that part; the mean is judged."""
+    job = evaluation("folds", corpus, rows, crossValidation={"folds": 3})
+    del job["spec"]["baseline"]
+    job["spec"]["model"] = {"trainJob": {"name": "untaught"}}
+    job["spec"]["suites"] = [{"name": "texts", "languageModeling": {"windowTokens": 64}}]
+    job["spec"]["gate"] = [{"suite": "texts", "metric": "loss", "op": ">", "value": "0", "confidence": "0.95"}]
+    job["spec"]["suites"][0]["metrics"] = ["loss"]
+    stack.apply(job)
+    status = stack.wait("folds", finished, 240, "evaljobs")
+    assert condition(status, "Succeeded")[0] == "True", status
+    assert condition(status, "Passed")[:2] == ("True", "GatesHold"), status
+    names = [f"folds-fold-{fold}" for fold in range(3)]
+    assert [fold["trainJob"] for fold in status["folds"]] == [fold["evalJob"] for fold in status["folds"]] == names
+    each = [stack.status(name, "evaljobs") for name in names]
+    digests = {stack.status(name)["model"]["digest"] for name in names}
+    assert len(digests) == 3 and digests == {one["model"]["digest"] for one in each}, "a model of its own for each fold"
+    assert sum(one["suites"][0]["examples"] for one in each) == 7, "each document is held out once"
+    losses = [float(one["metrics"][0]["value"]) for one in each]
+    (metric,) = status["metrics"]
+    assert float(metric["value"]) == pytest.approx(statistics.fmean(losses), rel=1e-6)
+    assert float(metric["standardError"]) == pytest.approx(statistics.stdev(losses) / 3**0.5, rel=1e-6)
+    assert (metric["method"], metric["count"]) == ("folds", sum(one["metrics"][0]["count"] for one in each))
 
 
 def test_refused_at_apply(stack: Stack, corpus: Path, rows: Path) -> None:

@@ -15,7 +15,14 @@ from typing import Any
 
 from slipway_api import conditions as c
 from slipway_operator.app import Operator
-from slipway_operator.config import LeaderElectionConfig, MetricsConfig, OperatorConfig, ReportsConfig, StorageConfig
+from slipway_operator.config import (
+    LeaderElectionConfig,
+    MetricsConfig,
+    NetworkPolicyConfig,
+    OperatorConfig,
+    ReportsConfig,
+    StorageConfig,
+)
 from slipway_operator.kube.client import Client
 from slipway_operator.kube.config import ConnectionConfig
 from slipway_operator.kube.errors import Conflict, NotFound, Transient
@@ -23,6 +30,12 @@ from slipway_operator.kube.resource import NAMESPACES, PODS, RAYJOBS, TRAINJOBS,
 
 RAYCLUSTERS = Resource("ray.io", "v1", "rayclusters", "RayCluster")
 RUN_KEY = b"0123456789abcdef0123456789abcdef"
+POLICY = NetworkPolicyConfig(
+    operator_namespace="slipway-system",
+    operator_labels={"app": "slipway"},
+    reports_port=8443,
+    ray_operator_namespace="kuberay-system",
+)
 SPEC: dict[str, Any] = {
     "model": {"fresh": {"hiddenSize": 64, "layers": 2, "heads": 4}},
     "tokenizer": {"train": {}},
@@ -121,7 +134,12 @@ class Cluster:
 
 @contextlib.asynccontextmanager
 async def operating(
-    connection: ConnectionConfig, folder: Path, namespace: str | None, *, reports: str = "127.0.0.1:0"
+    connection: ConnectionConfig,
+    folder: Path,
+    namespace: str | None,
+    *,
+    reports: str = "127.0.0.1:0",
+    network_policy: NetworkPolicyConfig | None = None,
 ) -> AsyncIterator[asyncio.Task[None]]:
     """The operator at work, through this connection; `folder` is for its key. Raises what ended it too early."""
     folder.mkdir(parents=True, exist_ok=True)
@@ -132,6 +150,7 @@ async def operating(
         metrics=MetricsConfig(listen="127.0.0.1:0"),
         leader_election=LeaderElectionConfig(enabled=False),
         namespaces=[namespace] if namespace else [],
+        network_policy=network_policy,
     )
     operator = asyncio.create_task(Operator(config, connection).run())
     try:

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from slipway_api import conditions as c
 from slipway_local.kubernetes.control_plane import ControlPlane
@@ -156,6 +157,50 @@ async def test_why_it_waits_follows_the_pods(working: Cluster) -> None:
     assert await working.outcomes("job") == [None]
 
 
+GPU_EXAMPLES = Path(__file__).parents[2] / "examples" / "gpu"
+
+
+def gpu_jobs(*, queued: bool) -> list[dict[str, Any]]:
+    """The TrainJobs of examples/gpu, with or without a queue."""
+    documents = [one for path in sorted(GPU_EXAMPLES.glob("*.yaml")) for one in yaml.safe_load_all(path.read_text())]
+    return [one for one in documents if one["kind"] == "TrainJob" and ("queue" in one["spec"]) == queued]
+
+
+async def assert_shape(cluster: Cluster, job: dict[str, Any]) -> None:
+    """The pods of a job's first attempt are what its manifest asks for."""
+    name, workers = job["metadata"]["name"], job["spec"]["workers"]
+    resources = workers["resources"]
+
+    async def all_there() -> list[dict[str, Any]] | None:
+        pods = await cluster.pods(name)
+        return pods if len(pods) == workers["count"] + 1 else None
+
+    pods: list[dict[str, Any]] = await eventually(all_there, 120)
+    found = [pod for pod in pods if pod["metadata"]["labels"]["ray.io/node-type"] == "worker"]
+    assert len(found) == workers["count"]
+    limits = {"cpu": resources["cpu"], "memory": resources["memory"], "nvidia.com/gpu": str(resources["gpu"])}
+    for pod in found:
+        container = kubelet.container_of(pod)
+        assert container["resources"]["limits"] == container["resources"]["requests"] == limits
+        assert f"--num-gpus={resources['gpu']}" in container["args"][0]
+        assert pod["spec"].get("priorityClassName") == job["spec"].get("priorityClassName")
+    [head] = [pod for pod in pods if pod not in found]
+    assert "nvidia.com/gpu" not in kubelet.container_of(head)["resources"]["limits"]
+
+    async def counted() -> dict[str, Any] | None:
+        [one] = await cluster.all(RAYCLUSTERS)
+        return one if (one.get("status") or {}).get("desiredGPU") else None
+
+    status = (await eventually(counted))["status"]
+    assert (status["desiredWorkerReplicas"], status["desiredGPU"]) == (workers["count"], str(len(found)))
+
+
+@pytest.mark.parametrize("job", gpu_jobs(queued=False), ids=lambda job: str(job["metadata"]["name"]))
+async def test_the_gpu_examples_become_their_pods(working: Cluster, job: dict[str, Any]) -> None:
+    await working.make_object(TRAINJOBS, job["metadata"]["name"], job["spec"])
+    await assert_shape(working, job)
+
+
 async def has_event(cluster: Cluster, reason: str) -> bool:
     return any(event["reason"] == reason for event in await cluster.all(EVENTS))
 
@@ -277,6 +322,29 @@ async def test_a_queued_job_waits_for_kueue_runs_and_gives_back(kueue: None, wor
     assert (await working.outcomes("job"))[0] == "Preempted"
     await working.until("job", c.WAITING_FOR_QUOTA)
     await eventually(lambda: only(working, "job-2"))
+
+
+@pytest.fixture
+async def priority_class(admin: Client) -> AsyncIterator[str]:
+    """The one that the queued example names; else its pods would be refused."""
+    name = "team-a-research"
+    resource = Resource("scheduling.k8s.io", "v1", "priorityclasses", "PriorityClass", namespaced=False)
+    body = {"apiVersion": "scheduling.k8s.io/v1", "kind": "PriorityClass", "metadata": {"name": name}, "value": 100}
+    await admin.create(resource, body)
+    yield name
+    await admin.delete(resource, None, name)
+
+
+async def test_the_queued_example_waits_for_kueue_and_then_becomes_its_pods(
+    kueue: None, priority_class: str, working: Cluster
+) -> None:
+    [job] = gpu_jobs(queued=True)
+    name = job["metadata"]["name"]
+    await working.make_object(TRAINJOBS, name, job["spec"])
+    assert f"queue {job['spec']['queue']}" in await working.until(name, c.WAITING_FOR_QUOTA)
+    assert await working.all(PODS) == []
+    await admit(working, f"{name}-1")
+    await assert_shape(working, job)
 
 
 async def only(cluster: Cluster, name: str) -> bool:

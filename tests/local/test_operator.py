@@ -19,7 +19,7 @@ from slipway_operator.config import LeaderElectionConfig, MetricsConfig, Operato
 from slipway_operator.kube.client import Client
 from slipway_operator.kube.config import load_config
 from slipway_operator.kube.errors import Invalid, NotFound
-from slipway_operator.kube.resource import EVALJOBS, EVENTS, RAYJOBS, TRAINJOBS
+from slipway_operator.kube.resource import DEPLOYMENTS, EVALJOBS, EVENTS, RAYJOBS, RAYSERVICES, SECRETS, TRAINJOBS
 
 SPEC: dict[str, Any] = {
     "model": {"fresh": {"hiddenSize": 64, "layers": 2, "heads": 4}},
@@ -171,3 +171,56 @@ async def test_a_cross_validation_makes_its_jobs_and_they_go_with_it(cluster: Cl
         return await suspended() == {}
 
     await eventually(gone)
+
+
+async def test_a_compression_is_a_run_that_stops_and_goes_with_its_deployment(cluster: Cluster) -> None:
+    client = cluster.client
+    held_out = {"sources": [{"uri": "python://stdlib"}]}
+    spec = {"model": {"uri": "/models/m"}, "compression": {"int8Dynamic": {}, "heldOut": held_out}}
+    metadata = {"name": "chat", "namespace": "default"}
+    body = {"apiVersion": DEPLOYMENTS.api_version, "kind": "Deployment", "metadata": metadata, "spec": spec}
+    await client.create(DEPLOYMENTS, body)
+
+    async def until(reason: str) -> dict[str, Any]:
+        status: dict[str, Any] = {}
+
+        async def reached() -> bool:
+            nonlocal status
+            status = (await client.get(DEPLOYMENTS, "default", "chat")).get("status") or {}
+            return (c.find_condition(status.get("conditions", []), c.COMPRESSED) or {}).get("reason") == reason
+
+        await eventually(reached)
+        return status
+
+    async def names() -> list[str]:
+        return sorted(job["metadata"]["name"] for job in await cluster.ray_jobs())
+
+    async def are(wanted: list[str]) -> bool:
+        return await names() == wanted
+
+    status = await until(c.COMPRESSING)
+    assert await names() == ["chat-c1"]
+    assert (await client.get(SECRETS, "default", "chat-c1-run"))["data"]["report-token"]
+    assert status["state"] == "Compressing"
+    assert status["compression"]["attempts"] == [{"number": 1, "startTime": status["compression"]["startTime"]}]
+
+    # Superseded: what ran goes, and only then the next one comes.
+    await client.merge_patch(DEPLOYMENTS, "default", "chat", {"spec": {"compression": {"emulate": True}}})
+    await eventually(lambda: are(["chat-c2"]))
+    with pytest.raises(NotFound):
+        await client.get(SECRETS, "default", "chat-c1-run")
+
+    # The driver ends with EX_CONFIG: the user's to mend.
+    ended = {"jobStatus": "FAILED", "jobDeploymentStatus": "Failed"}
+    message = "Job entrypoint command failed with exit code 78, last available logs: error: no such model"
+    made = (await cluster.ray_jobs())[0] | {"status": {**ended, "message": message}}
+    made["metadata"].pop("managedFields", None)
+    await client.apply_status(RAYJOBS, made, field_manager="kuberay")
+    status = await until(c.COMPRESSION_FAILED)
+    assert status["rejected"][0]["reason"] == c.COMPRESSION_FAILED
+    assert "no such model" in status["rejected"][0]["message"]
+    assert (await client.list(RAYSERVICES, "default"))[0] == []
+    assert await names() == ["chat-c2"]
+
+    await client.delete(DEPLOYMENTS, "default", "chat")
+    await eventually(lambda: are([]))

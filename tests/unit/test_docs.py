@@ -14,7 +14,15 @@ from slipway_api import conditions
 
 ROOT = Path(__file__).resolve().parents[2]
 TYPES = {"PLANNED", "SUSPENDED", "RUNNING", "SUCCEEDED", "FAILED", "PASSED"}
-TYPES |= {"GATE_PASSED", "AVAILABLE", "PROGRESSING", "DEGRADED"}  # of a Deployment
+TYPES |= {
+    "GATE_PASSED",
+    "AVAILABLE",
+    "COMPRESSED",
+    "PROGRESSING",
+    "DEGRADED",
+    "DRIFTED",
+    "RETRAINING",
+}  # a Deployment's
 REASONS = {
     name: value
     for name, value in vars(conditions).items()

@@ -66,6 +66,14 @@ async def test_a_report_is_kept_and_wakes_the_reconciler(endpoint: Endpoint) -> 
     assert endpoint.woken == [(RunKey("trainjobs", "team", "job", UID, 1), True)]
 
 
+async def test_the_compressions_of_a_deployment_report_as_runs_do(endpoint: Endpoint) -> None:
+    path, headers = f"/v1/runs/deployments/team/chat/{UID}", {"Authorization": f"Bearer {report_token(KEY, UID, 1)}"}
+    assert (await endpoint.client.post(f"{path}/1", json=report(stage="Compressing"), headers=headers)).status == 200
+    assert endpoint.woken == [(RunKey("deployments", "team", "chat", UID, 1), True)]
+    # Attempt 0 is its router's, with a token of its own.
+    assert (await endpoint.client.post(f"{path}/0", json=report(), headers=headers)).status == 404
+
+
 async def test_progress_within_a_stage_is_not_urgent(endpoint: Endpoint) -> None:
     await endpoint.post(report(1))
     await endpoint.post(report(2))

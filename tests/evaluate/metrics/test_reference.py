@@ -184,18 +184,65 @@ class NoSynonyms:
         return []
 
 
-def test_meteor_is_that_of_nltk_without_synonyms() -> None:
+def nltk_score(answer: str, reference: str) -> float:
     from slipway_jobs.evaluate.metrics.meteor_exact_stem import words  # noqa: PLC0415
 
-    examples = written(random.Random(6), 200)
-    scores = [e.generation for e in examples if e.generation]
-    theirs = [
-        nltk_meteor.meteor_score([words(r) for r in s.references], words(s.answer), wordnet=NoSynonyms())
-        for s in scores
-    ]
+    return float(nltk_meteor.single_meteor_score(words(reference), words(answer), wordnet=NoSynonyms()))
+
+
+def test_meteor_is_that_of_nltk_where_no_word_comes_twice() -> None:
+    draws = random.Random(6)
+    vocabulary = "the cat sat on mat while two running dogs jumped over lazy foxes , ; !".split()  # noqa: SIM905
+    examples, theirs = [], []
+    for index in range(200):
+        texts = [" ".join(draws.sample(vocabulary, draws.randint(1, 12))) for _ in range(3)]
+        answer = draws.choice([texts[0], " ".join(texts[0].split()[::-1]), texts[0].replace("running", "runs"), "cat"])
+        examples.append(ScoredExample(index, str(index), generation=GenerationScore(answer, tuple(texts), 1, "stop")))
+        theirs.append(max(nltk_score(answer, text) for text in texts))
     value = compute("meteorExactStem", examples, "generation").value
     assert close(value, sum(theirs) / len(theirs))
     assert 0.1 < value < 1
+
+
+def test_meteor_never_has_more_chunks_than_nltks_greedy_alignment() -> None:
+    from slipway_jobs.evaluate.metrics.meteor_exact_stem import meteor, words  # noqa: PLC0415
+
+    better = 0
+    for example in written(random.Random(6), 200):
+        assert example.generation is not None
+        for reference in example.generation.references:
+            ours = meteor(words(example.generation.answer), words(reference))
+            theirs = nltk_score(example.generation.answer, reference)
+            assert ours >= theirs - 1e-9
+            better += ours > theirs + 1e-9
+    assert better
+
+
+def fewest_chunks(answer: str, reference: str) -> tuple[int, int]:
+    """By trying every alignment: most matches, then fewest chunks."""
+    best = (0, 0)
+
+    def extend(place: int, taken: frozenset[int], last: int, matches: int, chunks: int) -> None:
+        nonlocal best
+        if place == len(answer):
+            best = min(best, (-matches, chunks))
+            return
+        extend(place + 1, taken, -2, matches, chunks)
+        for other, word in enumerate(reference):
+            if word == answer[place] and other not in taken:
+                extend(place + 1, taken | {other}, other, matches + 1, chunks + (other != last + 1))
+
+    extend(0, frozenset(), -2, 0, 0)
+    return -best[0], best[1]
+
+
+def test_meteor_aligns_in_the_fewest_chunks() -> None:
+    from slipway_jobs.evaluate.metrics.meteor_exact_stem import align  # noqa: PLC0415
+
+    draws = random.Random(7)
+    for _ in range(300):
+        answer, reference = ("".join(draws.choices("abc", k=draws.randint(0, 7))) for _ in range(2))
+        assert align(answer, reference) == fewest_chunks(answer, reference), (answer, reference)
 
 
 # --- groups -------------------------------------------------------------------------------------------------------

@@ -11,6 +11,8 @@ from typing import Any
 
 import pytest
 
+from slipway_api.evaljob import Gate
+from slipway_api.gates import JudgedGate, Verdict, judge
 from slipway_jobs.evaluate.examples import GenerationScore, ScoredExample
 from slipway_jobs.evaluate.report import render, write_report
 from slipway_jobs.storage import Storage
@@ -80,6 +82,12 @@ def document(**changes: Any) -> dict[str, Any]:
     }
 
 
+def verdict(*gates: dict[str, Any]) -> Verdict:
+    """Over the metrics of `document`."""
+    whole = document()
+    return judge([Gate.model_validate(gate) for gate in gates], whole["metrics"], whole["suites"])
+
+
 def scored() -> dict[str, Any]:
     draws = random.Random(0)
     return {
@@ -99,7 +107,7 @@ def checked(page: str) -> Checked:
 
 
 def test_the_page_is_well_formed_and_needs_nothing_else() -> None:
-    page = render(document(), scored())
+    page = render(document(), scored(), verdict())
     parser = checked(page)
     assert not {"script", "link", "img", "iframe"} & set(parser.seen)
     assert not [name for name, _ in parser.attributes if name.startswith("on") or name in ("src", "href")]
@@ -108,13 +116,32 @@ def test_the_page_is_well_formed_and_needs_nothing_else() -> None:
 
 
 def test_it_says_what_was_measured() -> None:
-    page = render(document(), scored())
+    page = render(document(), scored(), verdict())
     for words in ("team/check", "/models/a", "1,234,567 parameters", "12.5", "BenchmarkDataUnavailable: no network"):
         assert words in page
     assert re.search(r"class='n better'>\+0\.2<", page)
     assert "&lt; 0.001" in page or "< 0.001" in page
     assert "sha256:tt" in page
     assert "slice team=green has no examples" in page
+
+
+def test_the_verdict_comes_first_with_value_bound_and_threshold() -> None:
+    low = {"suite": "texts", "metric": "perplexity", "op": "<=", "value": "20"}
+    sure = {"suite": "choices", "metric": "accuracy", "op": ">", "value": "0.5", "confidence": "0.95"}
+    gone = {"suite": "broken", "metric": "acc", "op": ">", "value": "0.5"}
+    page = render(document(), scored(), verdict(low, sure, gone))
+    assert "<strong>Not passed</strong>: 2 of 3 gates fail." in page
+    top = page[: page.index("<h2>Scores</h2>")]
+    checked(page)
+    rows = re.findall(r"<tr><td>(.*?)<br>.*?<td class=n>(.*?)</td><td class=n>(.*?)</td><td class=n>(.*?)</td>", top)
+    assert rows == [
+        ("choices/accuracy &gt; 0.5 (95%)", "0.6", "0.1", "&gt; 0.5"),
+        ("broken/acc &gt; 0.5", "none", "none", "none"),
+        ("texts/perplexity &lt;= 20", "12.5", "12.5", "&lt;= 20"),
+    ]
+    assert "suite broken failed: no network" in top
+    assert "<strong>Passed</strong>: all 1 gates hold." in render(document(), scored(), verdict(low))
+    assert "No gates were asked for" in render(document(), scored(), verdict())
 
 
 def test_whatever_data_and_models_say_is_shown_as_text() -> None:
@@ -127,6 +154,7 @@ def test_whatever_data_and_models_say_is_shown_as_text() -> None:
     page = render(
         document(name=HOSTILE, namespace=HOSTILE, suites=suites, metrics=metrics, libraries={HOSTILE: HOSTILE}),
         {HOSTILE: {"model": [bad]}},
+        Verdict("False", "GatesFailed", "", (JudgedGate(HOSTILE, False, HOSTILE, HOSTILE, HOSTILE, HOSTILE),)),
     )
     assert not {"script", "img"} & set(checked(page).seen)
     assert "&lt;script&gt;" in page
@@ -137,16 +165,18 @@ def test_the_worst_come_first_and_the_right_ones_not_at_all() -> None:
     near = GenerationScore("right words", ("right word",), 2, "stop")
     wrong = GenerationScore("nothing like it", ("right",), 3, "stop")
     examples = [ScoredExample(i, str(i), generation=score) for i, score in enumerate((good, near, wrong))]
-    page = render(document(suites=[{"name": "answers", "state": "Succeeded"}]), {"answers": {"model": examples}})
+    page = render(
+        document(suites=[{"name": "answers", "state": "Succeeded"}]), {"answers": {"model": examples}}, verdict()
+    )
     assert page.index("example 2: token F1 0.00") < page.index("example 1: token F1 0.50")
     assert "example 0" not in page
 
 
 @pytest.mark.parametrize("missing", ["model", "baseline"])
 def test_without_a_model_or_examples(missing: str) -> None:
-    checked(render(document(**{missing: None}, metrics=[]), {}))
+    checked(render(document(**{missing: None}, metrics=[]), {}, verdict()))
 
 
 def test_it_is_written_as_one_file(tmp_path: Path) -> None:
-    write_report(Storage(tmp_path), document(), scored())
+    write_report(Storage(tmp_path), document(), scored(), verdict())
     assert [path.name for path in tmp_path.iterdir()] == ["report.html"]

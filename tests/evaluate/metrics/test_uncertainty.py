@@ -10,11 +10,16 @@ from typing import Any
 import numpy as np
 import pytest
 from scipy import stats
+from sklearn.metrics import precision_recall_fscore_support
 
 from slipway_api.metrics import METRICS, SuiteKind
 from slipway_jobs.errors import UserError
 from slipway_jobs.evaluate.examples import ChoiceScore, GenerationScore, ModelingScore, ScoredExample
 from slipway_jobs.evaluate.metrics import REGISTRY, compare
+from slipway_jobs.evaluate.metrics.f1 import F1Macro, F1Micro
+from slipway_jobs.evaluate.metrics.latency import resampled_percentiles
+from slipway_jobs.evaluate.metrics.precision import PrecisionMacro, PrecisionMicro
+from slipway_jobs.evaluate.metrics.recall import RecallMacro, RecallMicro
 from slipway_jobs.evaluate.metrics.uncertainty import mcnemar, wilson
 
 from .conftest import chosen, compute, context, documents, timed, written
@@ -47,6 +52,53 @@ def test_intervals_of_a_bootstrap_cover() -> None:
     truth = compute("f1Macro", chosen(draws, 20_000), "multipleChoice").value
     samples = [chosen(draws, 80) for _ in range(150)]
     assert 0.82 <= coverage("f1Macro", truth, samples, "multipleChoice") <= 0.97
+
+
+CONFUSION = (PrecisionMacro(), RecallMacro(), F1Macro(), PrecisionMicro(), RecallMicro(), F1Micro())
+
+
+def test_each_resample_is_scored_as_scikit_learn_scores_it() -> None:
+    """Also where a rare label is absent from it."""
+    examples = [*chosen(random.Random(8), 30), *chosen(random.Random(9), 2, labels=("rare", "rarer"))]
+    rng, absent = np.random.default_rng(0), 0
+    for _ in range(30):
+        weights = np.bincount(rng.integers(0, len(examples), len(examples)), minlength=len(examples))
+        drawn = [e.choice for e, n in zip(examples, weights, strict=True) if e.choice for _ in range(n)]
+        gold, predicted = [s.labels[s.gold] for s in drawn], [s.labels[s.predicted] for s in drawn]
+        absent += len({*gold, *predicted}) < 5
+        theirs: list[float] = []
+        for average in ("macro", "micro"):
+            theirs += precision_recall_fscore_support(gold, predicted, average=average, zero_division=0)[:3]
+        rows = CONFUSION[0].statistics(examples, context("multipleChoice"))
+        assert [float(metric.value(weights @ rows)) for metric in CONFUSION] == pytest.approx(theirs, abs=1e-9)
+    assert absent > 5
+
+
+def test_rare_labels_do_not_pull_the_interval_below_the_score() -> None:
+    """Five labels that are right once each are absent from a third of the resamples: the score is 1 in all of them."""
+    sure = [replace(e, choice=replace(e.choice, log_likelihoods=(0.0, -9.0))) for e in chosen(random.Random(10), 60)]
+    examples = []
+    for place, example in enumerate(sure):
+        assert example.choice is not None
+        label = f"rare-{place}" if place < 5 else "common"
+        examples.append(replace(example, choice=replace(example.choice, labels=(label, "never"), gold=0)))
+    for name in ("f1Macro", "precisionMacro", "recallMacro"):
+        score = compute(name, examples, "multipleChoice")  # type: ignore[arg-type]
+        assert (score.value, score.intervals["0.95"]) == (1.0, (1.0, 1.0))
+
+
+@pytest.mark.parametrize("percent", [0, 37, 50, 95, 100])
+def test_a_resampled_percentile_is_numpys_of_the_times_that_were_drawn(percent: float) -> None:
+    rng = np.random.default_rng(0)
+    requests = [rng.exponential(size=size) for size in (3, 0, 1, 7, 2)]
+    counts = rng.integers(0, 3, size=(50, len(requests)))
+    counts[0] = 0
+    counts[1] = [0, 4, 0, 0, 0]
+    found = resampled_percentiles(requests, counts, percent)
+    assert np.isnan(found[:2]).all()
+    for value, times in zip(found[2:], counts[2:], strict=True):
+        drawn = np.concatenate([np.tile(one, n) for one, n in zip(requests, times, strict=True)])
+        assert value == pytest.approx(np.percentile(drawn, percent), abs=1e-12)
 
 
 def test_wilson_is_scipys() -> None:

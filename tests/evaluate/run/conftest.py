@@ -11,7 +11,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -161,6 +161,20 @@ class RayHead:
                     found.append(process)
         return found
 
+    def frozen_worker(self, known: Sequence[psutil.Process] = ()) -> psutil.Process:
+        """A worker that is none of the `known`, stopped (SIGSTOP) as soon as its process is there.
+
+        What it has been given stays undone, so its run cannot end before it is killed.
+        """
+        deadline = time.monotonic() + 90
+        while time.monotonic() < deadline:
+            for process in self.workers():
+                if process not in known:
+                    process.suspend()
+                    return process
+            time.sleep(0.02)
+        raise AssertionError("no worker in 90 s")
+
     def close(self) -> None:
         """SIGKILL, by pid: a head that drains takes half a minute."""
         for process in [*psutil.Process(self._head.pid).children(recursive=True), psutil.Process(self._head.pid)]:
@@ -203,7 +217,7 @@ class Run:
                 start_new_session=True,
             )
 
-    def wait(self, timeout: float = 120) -> int:
+    def wait(self, timeout: float = 200) -> int:
         """The exit code."""
         try:
             return self.process.wait(timeout=timeout)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +16,7 @@ from .conftest import RayHead, Run, make_model, make_run, source, text_of, write
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(300)]
 
 ROWS = 160
+KILLED = ("prose", "choices")  # the suites of the run that is killed
 
 
 def rows() -> list[dict[str, Any]]:
@@ -37,7 +37,7 @@ def suites(folder: Path) -> list[dict[str, Any]]:
     documents = folder / "text"
     documents.mkdir(exist_ok=True)
     for number in range(24):
-        (documents / f"{number:02}.txt").write_text(text_of(100 + 40 * number, seed=number))
+        (documents / f"{number:02}.txt").write_text(text_of(100 + 200 * number, seed=number))
     (folder / "poison.txt").write_text("the quick Z brown fox")
     (folder / "empty.jsonl").write_text("\n")
     no_reference = rows()[:6]
@@ -111,13 +111,14 @@ def undisturbed(ray_head: RayHead, models: tuple[Path, Path], tmp_path_factory: 
     return run
 
 
-def scores(run: Run) -> dict[str, bytes]:
-    """Every file of scores by its path, but those of measured times."""
-    root = Path(run.spec.results)
-    found = {}
-    for marker in sorted(root.rglob("results.json")):
-        if json.loads(marker.read_bytes())["kind"] != "latency":
-            for path in [marker, *sorted(marker.parent.rglob("*.parquet"))]:
+def scores(run: Run, *suites: str) -> dict[str, bytes]:
+    """Every file of scores of these suites (default: all but those of measured times) by its path."""
+    root, found = Path(run.spec.results), {}
+    listed = {suite["name"]: suite for suite in run.results()["suites"] if suite["state"] == "Succeeded"}
+    for name in suites or [name for name in listed if name != "speed"]:
+        for place in listed[name]["scores"].values():
+            folder = Path(place.removeprefix("file://"))
+            for path in sorted(folder.rglob("*.json")) + sorted(folder.rglob("*.parquet")):
                 found[str(path.relative_to(root))] = path.read_bytes()
     return found
 
@@ -182,21 +183,35 @@ def test_the_same_again_needs_no_worker(undisturbed: Run) -> None:
 def test_killed_anywhere_it_ends_the_same(
     ray_head: RayHead, models: tuple[Path, Path], undisturbed: Run, tmp_path: Path
 ) -> None:
-    """The driver between two shards; then, in the next attempt, a worker."""
+    """The driver at the first stored shard of nine; then, in the next attempt, a worker. In both a frozen worker holds
+    a shard, so the run cannot be over before."""
     spec = spec_for(tmp_path / "killed", models)
-    shards = Path(spec.results)
+    spec = spec.model_copy(update={"suites": [suite for suite in spec.suites if suite.name in KILLED]})
+    root = Path(spec.results)
+
+    def stored() -> dict[Path, int]:
+        return {path: path.stat().st_mtime_ns for path in root.rglob("shards/*.parquet")}
+
+    known = ray_head.workers()
     first = Run(spec, ray_head.environment)
-    first.wait_until(lambda: len(list(shards.rglob("shards/*.parquet"))) >= 2, "two shards")
+    frozen = ray_head.frozen_worker(known)
+    first.wait_until(stored, "a shard")
     first.process.kill()
     first.process.wait(timeout=10)
-    there = {path: path.stat().st_mtime_ns for path in shards.rglob("shards/*.parquet")}
-    # Fewer suites are complete than in the end: it was killed in the middle of the work.
-    assert len(list(shards.rglob("results.json"))) < len(list(Path(undisturbed.spec.results).rglob("results.json")))
+    there = stored()
+    expected = scores(undisturbed, *KILLED)
+    assert len(there) < sum(path.endswith(".parquet") for path in expected)
+    assert not (first.store / "results").exists()
+    frozen.wait(timeout=30)  # Ray ends the workers of a driver that is gone
+    known = ray_head.workers()
     second = Run(spec.model_copy(update={"attempt": 2}), ray_head.environment)
-    second.wait_until(lambda: len(list(shards.rglob("shards/*.parquet"))) > len(there), "another shard")
-    ray_head.workers()[-1].kill()
+    victim = ray_head.frozen_worker(known)
+    second.wait_until(lambda: len(stored()) > len(there), "another shard")
+    more = stored()
+    victim.kill()
     assert second.wait() == ExitCode.SUCCEEDED, second.text()
     assert "starting another" in second.text()
-    assert all(path.stat().st_mtime_ns == before for path, before in there.items())  # not computed twice
-    assert scores(second) == scores(undisturbed)
-    assert lasting(second.results()) == lasting(undisturbed.results())
+    after = stored()
+    assert all(after[path] == time for path, time in (there | more).items())  # not computed twice
+    assert scores(second, *KILLED) == expected
+    assert lasting(second.results()) == [m for m in lasting(undisturbed.results()) if m["suite"] in KILLED]

@@ -21,6 +21,14 @@ import psutil
 import pytest
 import yaml
 
+from slipway_api.serving import (
+    ROUTER_APPLICATION,
+    ROUTER_DEPLOYMENT,
+    ROUTER_IMPORT_PATH,
+    RouterConfig,
+    RouterUserConfig,
+    WeightedVersion,
+)
 from slipway_local.processes import ProcessRef, in_session, marked
 from slipway_local.ray_runner.service import FINALIZER
 from slipway_local.ray_runner.translate import SERVICE_MARK
@@ -146,6 +154,10 @@ def replicas(obj: dict[str, Any]) -> list[ProcessRef]:
     return [ref for ref, mark in marked(SERVICE_MARK).items() if mark.endswith(f"/{obj['metadata']['uid']}")]
 
 
+def listening_pids(pids: set[int], connections: list[Any]) -> set[int]:
+    return {c.pid for c in connections} & pids
+
+
 def command(ref: ProcessRef) -> str:
     try:
         return " ".join(psutil.Process(ref.pid).cmdline())
@@ -187,10 +199,15 @@ async def test_two_services_answer_under_their_own_urls(services: Services) -> N
     siblings = {ref.pid for ref in replicas(one)}
     assert {first["pid"], first["sibling"]} <= siblings
     assert second["pid"] in {ref.pid for ref in replicas(two)}
-    # Whatever listens of this Ray, listens on loopback.
+    # Whatever listens of this Ray, HAProxy and the replicas' own servers included, listens on loopback.
+    pids = {ref.pid for ref in in_session(int(services.world.ray["session"]))} | {ref.pid for ref in replicas(one)}
+    listening = [c for c in psutil.net_connections("tcp") if c.status == "LISTEN" and c.pid in pids]
+    assert {c.laddr.ip.removeprefix("::ffff:") for c in listening} == {"127.0.0.1"}
+    names = {psutil.Process(c.pid).name() for c in listening}
+    assert "haproxy" in names
     port = int(one["metadata"]["annotations"]["slipway.dev/url"].split(":")[2].split("/")[0])
-    listening = {c.laddr.ip for c in psutil.net_connections("tcp") if c.status == "LISTEN" and c.laddr.port == port}
-    assert listening == {"127.0.0.1"}
+    assert port in {c.laddr.port for c in listening if psutil.Process(c.pid).name() == "haproxy"}
+    assert listening_pids(siblings, listening) == siblings, "each replica has a server of its own"
 
 
 async def test_a_job_finds_room_beside_the_services(services: Services) -> None:
@@ -301,6 +318,30 @@ async def test_a_new_ray_head_gets_every_service_again(services: Services, world
     assert one["metadata"]["annotations"]["slipway.dev/url"] == before
     assert (await services.ask("one"))["config"] == {"weight": 2}
     assert (await services.ask("two"))["config"] == {"since": "the controller died"}
+
+
+async def test_our_router_speaks_with_a_server_of_ray_serve_llms_protocol(services: Services) -> None:
+    """The adaptor of engine vllm on a real Ray Serve; vLLM itself is not here (tests/serving/test_vllm.py)."""
+    versions = [WeightedVersion(name="v-1", application="v-1", weight=100)]
+    router = {
+        "name": ROUTER_APPLICATION,
+        "route_prefix": "/",
+        "import_path": ROUTER_IMPORT_PATH,
+        "args": RouterConfig(namespace="default", name="llm", uid="u").to_wire(),
+        "deployments": [{"name": ROUTER_DEPLOYMENT, "user_config": RouterUserConfig(versions=versions).to_wire()}],
+    }
+    engine = {"name": "v-1", "route_prefix": None, "import_path": "fake_vllm:engine", "args": {}}
+    await services.client.create(RAYSERVICES, rayservice("llm", router, engine, worker=worker(), cpu="100m"))
+    url = (await services.ready("llm", 90))["metadata"]["annotations"]["slipway.dev/url"]
+    body = {"messages": [{"role": "user", "content": "one two three"}]}
+    async with services.http.post(f"{url}/v1/chat/completions", json=body) as response:
+        assert response.status == 200, await response.text()
+        answer = await response.json()
+    assert answer["choices"][0]["message"]["content"] == "one two three "
+    assert answer["usage"] == {"prompt_tokens": 7, "completion_tokens": 3, "total_tokens": 10}
+    async with services.http.post(f"{url}/v1/completions", json={"prompt": "x"}) as response:
+        assert response.status == 502, "the stand-in has no completions: the version has failed"
+    await services.delete("llm")
 
 
 async def test_deleting_one_leaves_the_other(services: Services) -> None:

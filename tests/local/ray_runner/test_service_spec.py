@@ -37,17 +37,21 @@ def service(deployment: dict[str, Any] | None = None, **fields: Any) -> dict[str
     return rayservice("chat", made)
 
 
+ONE_CPU = {"ray_actor_options": {"num_cpus": 1}}
+
+
 @pytest.mark.parametrize(
     ("deployment", "cpus", "gpus"),
     [
-        ({}, "1", "0"),  # Serve's default for a replica
-        ({"num_replicas": 3}, "3", "0"),
+        ({}, "0.5", "0"),  # what the pods ask for: the code says what a replica takes, and nobody has read it yet
+        ({"ray_actor_options": {"num_gpus": 0}}, "1", "0"),  # Serve's default for a replica
+        ({"num_replicas": 3, "ray_actor_options": {"num_cpus": 1}}, "3", "0"),
         ({"num_replicas": 2, "ray_actor_options": {"num_cpus": 0.25}}, "0.5", "0"),
         ({"ray_actor_options": {"num_cpus": 0, "num_gpus": 1}}, "0.5", "1"),  # the pods ask for half a CPU
-        ({"autoscaling_config": {"min_replicas": 0, "max_replicas": 4}}, "4", "0"),
-        ({"autoscaling_config": {"min_replicas": 0}}, "1", "0"),
-        ({"num_replicas": "auto", "autoscaling_config": {"max_replicas": 2}}, "2", "0"),
-        ({"num_replicas": 4, "max_surge_percent": 30}, "6", "0"),
+        ({"autoscaling_config": {"min_replicas": 0, "max_replicas": 4}, **ONE_CPU}, "4", "0"),
+        ({"autoscaling_config": {"min_replicas": 0}, **ONE_CPU}, "1", "0"),
+        ({"num_replicas": "auto", "autoscaling_config": {"max_replicas": 2}, **ONE_CPU}, "2", "0"),
+        ({"num_replicas": 4, "max_surge_percent": 30, **ONE_CPU}, "6", "0"),
     ],
 )
 def test_a_service_holds_what_its_pods_or_its_replicas_need(deployment: dict[str, Any], cpus: str, gpus: str) -> None:
@@ -62,7 +66,7 @@ def test_a_cluster_that_may_grow_counts_as_grown() -> None:
 
 
 def test_a_service_queues_for_what_it_lacks_and_no_longer() -> None:
-    obj = service({"num_replicas": 2})
+    obj = service({"num_replicas": 2, **ONE_CPU})
     obj["metadata"] |= {"uid": "u", "creationTimestamp": "2026-11-20T10:00:00Z"}
     made = Service(Key("default", "chat"), "u", request=read_rayservice(obj), priority=7)
     capacity = Resources.of(4)

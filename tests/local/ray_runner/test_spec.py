@@ -7,9 +7,13 @@ from typing import Any
 
 import pytest
 
+from slipway_api.run import RunIdentity
+from slipway_api.trainjob import WorkerResources, Workers
 from slipway_local.ray_runner.errors import InvalidSpec
 from slipway_local.ray_runner.resources import Resources
 from slipway_local.ray_runner.spec import read_rayjob
+from slipway_operator.config import RayConfig
+from slipway_operator.kuberay import ray_job
 
 from .rayjobs import pod, rayjob, with_at
 
@@ -153,12 +157,31 @@ def test_suspend_needs_shutdown_as_in_kuberay() -> None:
         read_rayjob(with_at(rayjob(suspend=True), "spec.shutdownAfterJobFinishes", False))
 
 
-def test_the_rendered_rayjob_of_a_trainjob_is_accepted() -> None:
-    from slipway_operator.config import RayConfig  # noqa: PLC0415
-    from slipway_operator.kuberay import _container, _pod  # noqa: PLC0415
-
-    job = {"metadata": {"name": "t", "namespace": "default", "uid": "u"}, "spec": {}}
-    head = _pod(job, 1, _container("ray-head", RayConfig().image, {"cpu": "1", "memory": "2Gi"}), "high")
-    request = read_rayjob(rayjob(head=head, workers=2))
+def test_what_the_operator_renders_is_accepted() -> None:
+    job = {
+        "apiVersion": "slipway.dev/v1alpha1",
+        "kind": "TrainJob",
+        "metadata": {"name": "t", "namespace": "default", "uid": "u"},
+        "spec": {"priorityClassName": "high"},
+    }
+    run = RunIdentity(kind="trainjobs", namespace="default", name="t", uid="u", attempt=1, storage="/s", cache="/c")
+    workers = Workers(count=2, resources=WorkerResources(cpu="1", memory="2Gi"))
+    request = read_rayjob(ray_job(job, "t-1", "python -m slipway_jobs.train", run, workers, RayConfig()))
     assert request.head.priority_class == "high"
-    assert request.need == Resources(cpu=Decimal(2))
+    assert request.need == Resources(Decimal(2), Decimal(0), Decimal(4 * GI))
+
+
+def test_a_run_whose_driver_works_alone_needs_what_its_head_is_given() -> None:
+    job = {
+        "apiVersion": "slipway.dev/v1alpha1",
+        "kind": "Deployment",
+        "metadata": {"name": "d", "namespace": "default", "uid": "u"},
+        "spec": {},
+    }
+    run = RunIdentity(kind="deployments", namespace="default", name="d", uid="u", attempt=1, storage="/s", cache="/c")
+    workers = Workers(count=1, resources=WorkerResources(cpu="500m", memory="512Mi", gpu=1))
+    made = ray_job(job, "d-c1", "python -m slipway_jobs.compress", run, workers, RayConfig(), driver_alone=True)
+    request = read_rayjob(made)
+    assert request.groups == ()
+    assert request.need == Resources(Decimal("0.5"), Decimal(1), Decimal(GI + GI // 2))
+    assert request.entrypoint_gpus == 1

@@ -62,16 +62,28 @@ def test_invalid_and_waiting() -> None:
     assert "jobId" not in st.waiting(RUNNING, "m")
 
 
-documents = hs.dictionaries(hs.sampled_from("abcdef"), hs.integers(0, 3) | hs.text(max_size=2), max_size=6)
+scalars = hs.integers(0, 3) | hs.text(max_size=2)
+documents = hs.recursive(
+    hs.dictionaries(hs.sampled_from("abcd"), scalars, max_size=4),
+    lambda inner: hs.dictionaries(hs.sampled_from("abcd"), scalars | inner, max_size=4),
+    max_leaves=12,
+)
+
+
+def merged(target: Any, patch: Any) -> Any:
+    """RFC 7386, section 2."""
+    if not isinstance(patch, dict):
+        return patch
+    made = dict(target) if isinstance(target, dict) else {}
+    for name, value in patch.items():
+        if value is None:
+            made.pop(name, None)
+        else:
+            made[name] = merged(made.get(name), value)
+    return made
 
 
 @given(documents, documents)
 def test_the_patch_turns_one_into_the_other(old: dict[str, Any], new: dict[str, Any]) -> None:
-    patched = dict(old)
-    for name, value in st.changes(old, new).items():
-        if value is None:
-            del patched[name]
-        else:
-            patched[name] = value
-    assert patched == new
+    assert merged(old, st.changes(old, new)) == new
     assert st.changes(new, new) == {}

@@ -11,10 +11,12 @@ import torch
 
 from slipway_api.references import ModelReference
 from slipway_api.serving import EngineConfig
+from slipway_jobs.lean_transformers import whole_transformers
 from slipway_serving.engine import Engine
 from slipway_serving.engine.model import ServedModel
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
+whole_transformers()  # the tests of a process share it, and some make it lean
 
 
 def save_model(folder: Path, *, seed: int = 0, hidden: int = 32, layers: int = 2, positions: int = 256) -> Path:
@@ -50,6 +52,15 @@ def save_model(folder: Path, *, seed: int = 0, hidden: int = 32, layers: int = 2
     )
     LlamaForCausalLM(config).save_pretrained(folder, safe_serialization=True)
     return folder
+
+
+@pytest.fixture(scope="session", autouse=True)
+def one_thread() -> Iterator[None]:
+    """So small a model is slower on more, and far slower where other processes want the cores too."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="session")

@@ -5,7 +5,10 @@ from __future__ import annotations
 import asyncio
 import base64
 import json
+import random
+import shutil
 import struct
+import time
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any
@@ -13,10 +16,14 @@ from typing import Any
 import httpx
 import pytest
 
-from slipway_api.serving import RouterConfig, RouterUserConfig, WeightedVersion
+from slipway_api.references import ModelReference
+from slipway_api.serving import RouterConfig, RouterUserConfig, WatcherConfig, WeightedVersion
+from slipway_jobs.data.tokenizer import load_backend
+from slipway_jobs.drift.reference import FOLDER, build_profile, prompts_of
 from slipway_serving.openai import http
 from slipway_serving.replica import EngineReplica
 from slipway_serving.router import Router
+from slipway_serving.watcher.watcher import Watcher
 
 from .conftest import config_for
 
@@ -243,6 +250,54 @@ async def test_a_version_that_dies_in_the_middle_ends_the_stream_with_an_error()
     assert world.router.statistics.told()[0].errors == 2
 
 
+class Sleeps:
+    """A version without replicas: one is started for the first request, and takes a while."""
+
+    def __init__(self, seconds: float) -> None:
+        self._seconds, self._born = seconds, 0.0
+        self.cancelled = 0
+
+    async def generate(self, request: dict[str, Any]) -> AsyncIterator[dict[str, Any]]:
+        if not self._born:
+            try:
+                await asyncio.sleep(self._seconds / 2)
+                self._born = time.monotonic()
+                await asyncio.sleep(self._seconds / 2)
+            except asyncio.CancelledError:
+                self.cancelled += 1
+                raise
+        yield {"start": {"prompt_tokens": 1, "echo": "", "age_seconds": time.monotonic() - self._born}}
+        yield {"text": "awake", "tokens": 1, "finish": "stop"}
+
+    async def embed(self, inputs: list[Any]) -> dict[str, Any]:
+        await asyncio.sleep(self._seconds)
+        return {}
+
+
+async def test_a_request_that_comes_at_zero_waits_and_the_cold_start_is_told() -> None:
+    world = World({"v-1": Sleeps(0.4)}).configure(version("v-1", 100))
+    assert (await world.post("/v1/completions", BODY)).json()["choices"][0]["text"] == "awake"
+    [told] = world.router.statistics.told()
+    assert 0.4 <= (told.cold_start_seconds or 0) < 5
+    assert (await world.post("/v1/completions", BODY)).status_code == 200
+    [again] = world.router.statistics.told()
+    assert again.cold_start_seconds == told.cold_start_seconds, "a warm answer is no cold start"
+    assert "slipway_cold_start_seconds" in (await world.client.get("/metrics")).text
+
+
+async def test_no_request_waits_for_ever_not_even_for_several_versions() -> None:
+    asleep = Sleeps(60)
+    world = World({"v-1": asleep, "v-2": Sleeps(60)})
+    world.configure(version("v-1", 100), version("v-2", 0), start_timeout_seconds=0.2)
+    began = time.monotonic()
+    answer = await world.post("/v1/completions", BODY)
+    assert time.monotonic() - began < 5
+    assert (answer.status_code, answer.json()["error"]["code"]) == (503, "starting")
+    assert answer.headers["retry-after"] == "10"
+    assert asleep.cancelled == 1, "nobody waits for it any more"
+    assert (await world.post("/v1/embeddings", {"input": "x"})).json()["error"]["code"] == "starting"
+
+
 async def test_without_a_version_it_says_so(world: World) -> None:
     world.configure()
     answer = await world.post("/v1/completions", BODY)
@@ -265,3 +320,74 @@ async def test_feedback_is_joined_by_id_and_kept(replica: EngineReplica, tmp_pat
     assert {k: entry[k] for k in body} == body
     assert world.router.statistics.told()[0].feedback_positive == 1
     assert (await world.post("/v1/feedback", {"request_id": "mine"})).status_code == 400
+
+
+_WORDS = {
+    "fox": "the quick brown fox jumps over the lazy dog",
+    "code": "#define 0xFF; static void (*f)(int); return -1;",
+}
+
+
+def _document(kind: str, number: int) -> str:
+    draws = random.Random(f"{kind}{number}")
+    return "".join(" ".join(draws.choices(_WORDS[kind].split(), k=draws.randint(3, 9))) + "\n" for _ in range(4))
+
+
+async def test_traffic_that_leaves_the_reference_is_found(
+    replica: EngineReplica, model_folder: Path, tmp_path: Path
+) -> None:
+    """From HTTP through the router's capture to the watcher's alarm and snapshot."""
+    model = shutil.copytree(model_folder, tmp_path / "model")
+    (model / FOLDER).mkdir()
+    documents = ((str(number), _document("fox", number)) for number in range(400))
+    build_profile(load_backend(model), documents).write(model / FOLDER)
+    config = WatcherConfig(
+        namespace="team",
+        name="chat",
+        uid="u",
+        version="v-1",
+        model=ModelReference(uri=str(model)),
+        storage=str(tmp_path / "drift"),
+        content="examples",
+        window_requests=50,
+    )
+    watcher = Watcher(config)
+    assert watcher.prepare()
+
+    async def send(application: str, batch: dict[str, Any]) -> dict[str, Any]:
+        assert application == "watcher"
+        batch = json.loads(json.dumps(batch))  # what travels is plain
+        return watcher.take(batch)
+
+    world = World({"v-1": replica}).configure(version("v-1", 100), capture="watcher")
+    world.router.capture.send = send
+
+    async def traffic(kind: str) -> None:
+        prompts = [
+            prompt for number in range(1000, 1200) for prompt in prompts_of(_document(kind, number), str(number))
+        ]
+        for number, prompt in enumerate(prompts[:100]):
+            body = {"prompt": prompt, "max_tokens": 1, "stream": number % 2 == 0}
+            answer = await world.post("/v1/completions", body, **{"x-request-id": f"{kind}-{number}"})
+            assert answer.status_code == 200
+        corrected = {"request_id": f"{kind}-99", "rating": -1, "corrected": "what it should have said"}
+        assert (await world.post("/v1/feedback", corrected)).status_code == 200
+        await world.router.capture.flush()
+        watcher.step()
+
+    await traffic("fox")
+    quiet = watcher.status()
+    assert (quiet.windows, quiet.requests, quiet.dropped, quiet.snapshot) == (2, 100, 0, None)
+    assert [alarm.signal for alarm in quiet.alarms if alarm.kind != "data"] == []
+    assert "input.tokenRanks" not in quiet.active
+    await traffic("code")
+    found = watcher.status()
+    assert found.windows == 4
+    assert "input.tokenRanks" in found.active
+    assert found.snapshot is not None
+    assert Path(found.snapshot.uri, "train").is_dir()
+    await world.post("/v1/completions", BODY)
+    await world.router.capture.flush()
+    metrics = (await world.client.get("/metrics")).text
+    assert "slipway_captured_requests_total 201.0" in metrics
+    assert 'slipway_drift_active{signal="input.tokenRanks"} 1.0' in metrics

@@ -17,6 +17,7 @@ from slipway_api.split import Split
 from slipway_api.trainjob import Data
 from slipway_jobs.data.documents import documents, rows
 from slipway_jobs.data.fingerprints import Fingerprints
+from slipway_jobs.data.places import content_of
 from slipway_jobs.data.prepare import prepare
 from slipway_jobs.data.sources import Source
 from slipway_jobs.data.split import Part, is_held_out, part_of
@@ -105,7 +106,10 @@ def test_the_rule_is_written_down() -> None:
 @settings(max_examples=40, deadline=None)
 @given(content=st.text(), folds=st.integers(2, 20), seed=st.integers(0, 2**31 - 1))
 def test_every_content_is_in_one_fold(content: str, folds: int, seed: int) -> None:
-    where = [Part(split(folds=folds, fold=fold, seed=seed), held_out=True).takes_text(content) for fold in range(folds)]
+    where = [
+        Part(split(folds=folds, fold=fold, seed=seed), held_out=True).takes(content_of(content))
+        for fold in range(folds)
+    ]
     assert sum(where) == 1
 
 

@@ -12,8 +12,8 @@ from slipway_api.references import FreshModel, TrainingModel
 from slipway_jobs.train.model import build
 fresh = FreshModel(hidden_size=32, layers=1, heads=2)
 build(TrainingModel(fresh=fresh), vocab_size=300, seed=0, eos_id=0, pad_id=0)
-loaded = [name for name in ("sklearn", "torchao", "pandas") if name in sys.modules]
-import sklearn.metrics, torchao
+loaded = [name for name in ("sklearn", "scipy", "torchao", "pandas") if name in sys.modules]
+import scipy.optimize, sklearn.metrics, torchao
 print(json.dumps(loaded))
 """
 

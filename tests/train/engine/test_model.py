@@ -115,6 +115,7 @@ def test_the_saved_model_gives_the_same_logits(
     assert lineage["data"]["digest"] == prepared.digest and lineage["digest"] == result.model.digest
     assert lineage["base"]["fresh"]["hiddenSize"] == 32 and lineage["config"]["training"]["steps"] == 2
     assert {"config.json", "model.safetensors", "tokenizer.json"} <= {file["path"] for file in lineage["files"]}
+    assert "a reference needs at least 100" in lineage["reference"]["problem"]  # one long line is few requests
     (tmp_path / "model" / "model.safetensors").write_bytes(b"cut")
     assert completed_model(Storage(tmp_path)) is None
 

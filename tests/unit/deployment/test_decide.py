@@ -139,6 +139,16 @@ def test_scores_of_another_model_do_not_count() -> None:
     assert world.ray_service is None
 
 
+def test_a_cross_validation_is_refused_with_what_to_do() -> None:
+    world = World.of(requires=[{"evalJob": {"name": "cv"}}])
+    world.eval_jobs = {"cv": {"spec": {"crossValidation": {"folds": 3}}, "status": evaluated("a", "True")["status"]}}
+    world.eval_jobs["cv"]["status"].pop("model")
+    world.run()
+    assert world.condition(c.GATE_PASSED) == ("False", c.EVALUATION_OF_NO_MODEL)
+    assert "Name an EvalJob whose spec.model is this model" in world.message(c.GATE_PASSED)
+    assert world.condition(c.AVAILABLE) == ("False", c.NOTHING_SERVED)
+
+
 def test_a_gate_that_fails_after_the_model_was_served_is_told_and_harms_nobody() -> None:
     world = World.of(requires=[{"evalJob": {"name": "check"}}])
     world.eval_jobs = {"check": evaluated("a", "True")}
@@ -212,7 +222,7 @@ def test_the_version_that_answers_is_not_restarted_by_a_rollout() -> None:
 def test_replicas_follow_the_weights_and_never_need_more_than_one_pod_on_top() -> None:
     world = served(replicas={"min": 1, "max": 4}, canary=STEPS)
     assert world.ray_service is not None
-    pods = world.ray_service["spec"]["rayClusterConfig"]["workerGroupSpecs"][0]["replicas"]
+    pods = world.ray_service["spec"]["rayClusterConfig"]["workerGroupSpecs"][0]["maxReplicas"]
     assert pods == 5
     world.train_job = trained("base", "b")
     for _ in range(40):
@@ -222,7 +232,7 @@ def test_replicas_follow_the_weights_and_never_need_more_than_one_pod_on_top() -
             deployment = app["deployments"][0]
             most += deployment.get("num_replicas") or deployment["autoscaling_config"]["max_replicas"]
         assert most <= pods
-        assert world.ray_service["spec"]["rayClusterConfig"]["workerGroupSpecs"][0]["replicas"] == pods
+        assert world.ray_service["spec"]["rayClusterConfig"]["workerGroupSpecs"][0]["maxReplicas"] == pods
 
 
 def test_a_step_waits_for_its_requests() -> None:

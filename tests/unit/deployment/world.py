@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from slipway_api.deployment import DeploymentSpec
+from slipway_api.drift import DriftStatus
 from slipway_operator.config import OperatorConfig, ReportsConfig, StorageConfig
 from slipway_operator.controllers.deployment.analysis import Tally
 from slipway_operator.controllers.deployment.decide import decide
@@ -57,6 +58,9 @@ class World:
     train_job: dict[str, Any] | None = field(default_factory=lambda: trained("base", "a"))
     eval_jobs: dict[str, Any] = field(default_factory=dict)
     tallies: dict[str, Tally] = field(default_factory=dict)
+    ready: dict[str, Any] | None = None  # condition of the RayService; without applications then
+    pods: list[dict[str, Any]] = field(default_factory=list)  # of the RayService's cluster, projected
+    drift: DriftStatus | None = None
     annotations: dict[str, str] = field(default_factory=dict)
     states: dict[str, tuple[str, str]] = field(default_factory=dict)  # what Serve says; RUNNING where nothing is said
     events: list[str] = field(default_factory=list)
@@ -91,11 +95,15 @@ class World:
             train_job=self.train_job,
             eval_jobs=self.eval_jobs,
             tallies=self.tallies,
+            pods=self.pods,
+            drift=self.drift,
         )
 
     def _served(self) -> dict[str, Any] | None:
         if self.ray_service is None:
             return None
+        if self.ready is not None:
+            return {**self.ray_service, "status": {"conditions": [{"type": "Ready", **self.ready}]}}
         told = {}
         for name in self.applications():
             state, message = self.states.get(name, ("RUNNING", ""))
@@ -109,8 +117,7 @@ class World:
         for number, (verb, child) in enumerate(effects):
             if dies_after is not None and number >= dies_after:
                 raise Crash
-            if child["kind"] == "RayService":
-                self.ray_service = copy.deepcopy(child) if verb == "apply" else None
+            self.effect(verb, copy.deepcopy(child))
         if dies_after is not None and len(effects) >= dies_after:
             raise Crash
         self.status = decision.status
@@ -118,14 +125,23 @@ class World:
         self.decision = decision
         return decision
 
+    def written(self) -> Any:
+        """All that the operator has written."""
+        return self.status, self.ray_service
+
+    def effect(self, verb: str, child: dict[str, Any]) -> None:
+        """What the API server does with a write."""
+        if child["kind"] == "RayService":
+            self.ray_service = child if verb == "apply" else None
+
     def run(self, seconds: float = 0, *, every: float = 1.0) -> None:
         """Reconcile until nothing changes, and on for so many seconds."""
         end = self.now + timedelta(seconds=seconds)
         while True:
             for _ in range(10):
-                before = (self.status, self.ray_service)
+                before = self.written()
                 self.step()
-                if (self.status, self.ray_service) == before:
+                if self.written() == before:
                     break
             else:
                 raise AssertionError(f"does not come to rest: {self.status}")

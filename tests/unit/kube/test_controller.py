@@ -80,7 +80,7 @@ async def sleeps(seconds: float) -> Outcome:
         ([errors.TooManyRequests(429, "Slow", "", 30)], [30], "unavailable", 0),
         ([errors.Forbidden(403, "Forbidden", "")], [0.005], "error", 0),
         ([TimeoutError("of a library")], [0.005], "error", 0),
-        ([lambda: sleeps(100)], [10.005], "timeout", 0),
+        pytest.param([lambda: sleeps(100)], [10.005], "timeout", 0, id="too slow"),  # a function has no stable name
         ([None], [0.005], "error", 0),
     ],
     ids=lambda value: str(value)[:40] if isinstance(value, list) else str(value),

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from slipway_api import conditions as c
 from slipway_api.evaljob import Gate
-from slipway_operator.controllers.evaljob.gates import in_words, judge
+from slipway_api.gates import in_words, judge
 
 
 def score(
@@ -33,7 +33,7 @@ def baseline(**more: Any) -> Gate:
 
 
 def passes(gate: Gate, *metrics: dict[str, Any]) -> bool:
-    (result,) = judge([gate], metrics, {}).results
+    (result,) = judge([gate], metrics, []).results
     return result.passed
 
 
@@ -60,7 +60,7 @@ def test_with_confidence_the_unfavourable_end_is_judged(op: str, judged: float) 
 
 
 def test_an_interval_that_is_not_there_does_not_pass() -> None:
-    verdict = judge([bound("<", "100", confidence="0.99")], [score(1, intervals=[interval(0, 2)])], {})
+    verdict = judge([bound("<", "100", confidence="0.99")], [score(1, intervals=[interval(0, 2)])], [])
     assert verdict.status == "False"
     assert "without an interval of confidence 0.99" in verdict.message
 
@@ -107,14 +107,18 @@ def test_not_worse_with_confidence_takes_the_end_that_is_worse(higher: bool, pas
 
 
 def test_without_a_comparison_it_does_not_pass() -> None:
-    verdict = judge([baseline()], [score(1)], {})
+    verdict = judge([baseline()], [score(1)], [])
     assert "the baseline has no such score" in verdict.message
     assert verdict.status == "False"
 
 
 def test_a_failed_suite_fails_its_gates_and_says_why() -> None:
     gates = [bound("<", "5", suite="a"), bound("<", "5", suite="b")]
-    verdict = judge(gates, [score(1, suite="b")], {"a": "no network"})
+    verdict = judge(
+        gates,
+        [score(1, suite="b")],
+        [{"name": "a", "state": "Failed", "message": "no network"}, {"name": "b", "state": "Succeeded"}],
+    )
     assert (verdict.status, verdict.reason) == ("False", c.GATES_FAILED)
     assert "suite a failed: no network" in verdict.message
     assert [result.passed for result in verdict.results] == [False, True]
@@ -123,15 +127,35 @@ def test_a_failed_suite_fails_its_gates_and_says_why() -> None:
 
 def test_scores_of_slices_and_other_suites_are_not_taken() -> None:
     metrics = [score(1, slice="team=red"), score(1, suite="b"), score(1, metric="other")]
-    verdict = judge([bound("<", "5", suite="a")], metrics, {})
+    verdict = judge([bound("<", "5", suite="a")], metrics, [])
     assert "it was not computed" in verdict.message
 
 
 def test_all_hold_and_none_asked() -> None:
-    assert judge([], [], {"a": "broken"}).reason == c.NO_GATES
-    verdict = judge([bound("<", "5"), bound(">", "0")], [score(1)], {})
+    assert judge([], [], []).reason == c.NO_GATES
+    verdict = judge([bound("<", "5"), bound(">", "0")], [score(1)], [])
     assert (verdict.status, verdict.reason) == ("True", c.GATES_HOLD)
     assert "m < 5: it is 1" in verdict.message
+
+
+def test_each_gate_says_what_was_held_against_what() -> None:
+    compared = {"value": "2", "difference": "-1", "intervals": [interval(-1.5, -0.5)]}
+    metric = score(1, higher=True, intervals=[interval(0.5, 1.5)], baseline=compared)
+    gates = [
+        bound(">", "0.8"),
+        bound(">", "0.8", confidence="0.95"),
+        bound(">", "0.8", confidence="0.99"),
+        baseline(margin="1.2"),
+        baseline(confidence="0.95"),
+    ]
+    judged = judge(gates, [metric], []).gates
+    assert [(gate.value, gate.judged, gate.threshold, gate.passed) for gate in judged] == [
+        ("1", "1", "> 0.8", True),
+        ("1", "0.5", "> 0.8", False),
+        ("1", "", "> 0.8", False),
+        ("1", "-1", ">= -1.2", True),
+        ("1", "-1.5", ">= 0", False),
+    ]
 
 
 def test_gates_in_words() -> None:

@@ -11,11 +11,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from slipway_serving.drift.errors import SketchError
-from slipway_serving.drift.sketches.categories import Categories
-from slipway_serving.drift.sketches.histogram import Histogram
-from slipway_serving.drift.sketches.rank_counts import RankCounts
-from slipway_serving.drift.sketches.reservoir import Reservoir
+from slipway_jobs.drift.errors import SketchError
+from slipway_jobs.drift.sketches.categories import Categories
+from slipway_jobs.drift.sketches.histogram import Histogram
+from slipway_jobs.drift.sketches.rank_counts import RankCounts
+from slipway_jobs.drift.sketches.reservoir import Reservoir
 
 numbers = st.lists(st.floats(allow_nan=True, allow_infinity=True) | st.none(), max_size=30)
 words = st.lists(st.sampled_from(["a", "b", "c", "new", None]), max_size=30)

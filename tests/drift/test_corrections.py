@@ -10,9 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import integrate, stats
 
-from slipway_serving.drift.corrections.benjamini_hochberg import benjamini_hochberg
-from slipway_serving.drift.corrections.e_detector import advance, e_value
-from slipway_serving.drift.corrections.holm import holm
+from slipway_jobs.drift.corrections.benjamini_hochberg import benjamini_hochberg
+from slipway_jobs.drift.corrections.e_detector import advance, e_value
+from slipway_jobs.drift.corrections.holm import holm
 
 p_values = st.lists(st.floats(0, 1), min_size=1, max_size=30)
 

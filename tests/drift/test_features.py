@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from slipway_serving.drift.features import (
+from slipway_jobs.drift.features import (
     RANK_BUCKETS,
     Vocabulary,
     answer_features,

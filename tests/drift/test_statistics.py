@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 from scipy import stats
 from scipy.spatial.distance import jensenshannon
 
-from slipway_serving.drift.comparisons import COMPARISONS
-from slipway_serving.drift.statistics import (
+from slipway_jobs.drift.comparisons import COMPARISONS
+from slipway_jobs.drift.statistics import (
     binning,
     chi_square,
     jensen_shannon,
@@ -22,15 +22,15 @@ from slipway_serving.drift.statistics import (
     kullback_leibler,
     population_stability,
 )
-from slipway_serving.drift.statistics.distributions import kolmogorov_sf
-from slipway_serving.drift.statistics.maximum_mean_discrepancy import (
+from slipway_jobs.drift.statistics.distributions import kolmogorov_sf
+from slipway_jobs.drift.statistics.maximum_mean_discrepancy import (
     gamma_p_value,
     kernel,
     maximum_mean_discrepancy,
     null_sample,
     unbiased,
 )
-from slipway_serving.drift.statistics.wasserstein import wasserstein
+from slipway_jobs.drift.statistics.wasserstein import wasserstein
 
 values = st.lists(st.floats(-1e6, 1e6) | st.sampled_from([0.0, 1.0, 1.5]), min_size=1, max_size=60).map(np.array)
 count_pairs = st.integers(2, 8).flatmap(

@@ -7,8 +7,8 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 
-from slipway_serving.drift.features import Features, Vocabulary, answer_features, feedback_features, request_features
-from slipway_serving.drift.profile import ProfileBuilder, ReferenceProfile
+from slipway_jobs.drift.features import Features, Vocabulary, answer_features, feedback_features, request_features
+from slipway_jobs.drift.profile import ProfileBuilder, ReferenceProfile
 
 TOKENIZER = "sha256:one"
 VOCABULARY_SIZE = 256

@@ -10,15 +10,15 @@ from typing import Any
 import numpy as np
 import pytest
 
-from slipway_serving.drift.columns import Columns
-from slipway_serving.drift.detector import Detector, Settings, Verdict
-from slipway_serving.drift.errors import SketchError, StateError
-from slipway_serving.drift.features import Features
-from slipway_serving.drift.profile import ReferenceProfile
-from slipway_serving.drift.signals import Kind
-from slipway_serving.drift.summary import Summary
-from slipway_serving.drift.window_table import of_parquet, to_parquet
-from slipway_serving.drift.windows import Window, WindowRule, Windows
+from slipway_jobs.drift.columns import Columns
+from slipway_jobs.drift.detector import Detector, Settings, Verdict
+from slipway_jobs.drift.errors import SketchError, StateError
+from slipway_jobs.drift.features import Features
+from slipway_jobs.drift.profile import ReferenceProfile
+from slipway_jobs.drift.signals import Kind
+from slipway_jobs.drift.summary import Summary
+from slipway_jobs.drift.window_table import of_parquet, to_parquet
+from slipway_jobs.drift.windows import Window, WindowRule, Windows
 
 from .conftest import TOKENIZER, Maker
 

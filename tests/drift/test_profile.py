@@ -8,10 +8,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from slipway_serving.drift.calibration import calibrate
-from slipway_serving.drift.errors import ProfileError
-from slipway_serving.drift.features import Features, Vocabulary
-from slipway_serving.drift.profile import (
+from slipway_jobs.drift.calibration import calibrate
+from slipway_jobs.drift.errors import ProfileError
+from slipway_jobs.drift.features import Features, Vocabulary
+from slipway_jobs.drift.profile import (
     ARRAYS,
     DOCUMENT,
     ProfileBuilder,

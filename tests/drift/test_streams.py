@@ -9,9 +9,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from slipway_serving.drift.concept import ConceptStream
-from slipway_serving.drift.streams.adwin import Adwin
-from slipway_serving.drift.streams.page_hinkley import PageHinkley, run_length_threshold
+from slipway_jobs.drift.concept import ConceptStream
+from slipway_jobs.drift.streams.adwin import Adwin
+from slipway_jobs.drift.streams.page_hinkley import PageHinkley, run_length_threshold
 
 DELTA, SMALLEST, EVERY = 0.01, 4, 8
 

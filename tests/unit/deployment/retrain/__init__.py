@@ -1,0 +1,1 @@
+"""Retrains: alarm or schedule to candidate."""
