@@ -21,13 +21,14 @@ $(INSTALLED): pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
 	@touch $@
 
-demo: setup  ## Train a small language model on the Python standard library, through the whole system
-	$(BIN)/python examples/demo.py
+demo: setup  ## Train, evaluate, serve and renew a small language model, through the whole system
+	$(BIN)/python examples/demo
 
 # Where nothing can be built, the tests that need a real control plane say that they were skipped, or fail if CI=true.
+# Two processes: half of the time is waiting. tests/conftest.py says what shares one.
 test: setup  ## All tests; those of tests/kube build what they need where Go is installed
 	-@if command -v go >/dev/null; then $(MAKE) --no-print-directory control-plane; fi
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses 2 --dist loadscope --no-loadscope-reorder
 
 control-plane: setup  ## Build etcd, Kubernetes, Helm and KubeRay into the cache, once for each change of their pins
 	$(BIN)/python -m slipway_local.kubernetes.build

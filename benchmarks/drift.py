@@ -39,22 +39,22 @@ from scipy import stats
 from scipy.spatial.distance import jensenshannon
 from tokenizers import ByteLevelBPETokenizer
 
-from slipway_serving.drift.columns import Columns
-from slipway_serving.drift.detector import Detector, Settings, Verdict
-from slipway_serving.drift.features import Vocabulary, answer_features, byte_tokens_of, request_features
-from slipway_serving.drift.profile import ReferenceProfile
-from slipway_serving.drift.statistics import (
+from slipway_jobs.drift.columns import Columns
+from slipway_jobs.drift.detector import Detector, Settings, Verdict
+from slipway_jobs.drift.features import Vocabulary, answer_features, byte_tokens_of, request_features
+from slipway_jobs.drift.profile import ReferenceProfile
+from slipway_jobs.drift.statistics import (
     chi_square,
     jensen_shannon,
     kolmogorov_smirnov,
     kullback_leibler,
     population_stability,
 )
-from slipway_serving.drift.statistics.maximum_mean_discrepancy import maximum_mean_discrepancy
-from slipway_serving.drift.statistics.wasserstein import wasserstein
-from slipway_serving.drift.streams.adwin import Adwin
-from slipway_serving.drift.streams.page_hinkley import PageHinkley, run_length_threshold
-from slipway_serving.drift.windows import Window, WindowRule
+from slipway_jobs.drift.statistics.maximum_mean_discrepancy import maximum_mean_discrepancy
+from slipway_jobs.drift.statistics.wasserstein import wasserstein
+from slipway_jobs.drift.streams.adwin import Adwin
+from slipway_jobs.drift.streams.page_hinkley import PageHinkley, run_length_threshold
+from slipway_jobs.drift.windows import Window, WindowRule
 
 LABELS, LABEL_SHARES = ["a", "b", "c", "d"], [0.4, 0.3, 0.2, 0.1]
 SHIFTED_LABELS = [0.25, 0.3, 0.2, 0.25]  # 15 points from the first to the last
