@@ -1,6 +1,6 @@
 """bfloat16 matrix products on CPUs that have no instructions for them.
 
-There torch falls back to scalar code, some thirty times slower than float32. A bfloat16 product is by definition the
+There torch falls back to scalar code, many times slower than float32. A bfloat16 product is by definition the
 float32 product of the rounded factors, rounded at the end, so that is what is computed here: with float32's fast
 kernel, and the very result that hardware gives which accumulates in float32. What a manifest asks for still runs; only
 not at a crawl.

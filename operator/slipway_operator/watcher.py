@@ -15,14 +15,14 @@ from slipway_api.serving import WATCHER_APPLICATION, WATCHER_IMPORT_PATH, Watche
 
 def capture(spec: DeploymentSpec) -> str:
     """Whom the router sends what it captures to; empty for nobody."""
-    return WATCHER_APPLICATION if spec.drift is not None and spec.capture.content != "none" else ""
+    return "" if spec.drift is None or spec.capture.content == "none" else WATCHER_APPLICATION
 
 
 def applications(
     deployment: dict[str, Any], spec: DeploymentSpec, stable: ServedVersion, report: ReportTarget, storage: str
 ) -> list[dict[str, Any]]:
     """The watcher of the stable version, or nothing. `storage`: the prefix that it may write below."""
-    if not capture(spec) or spec.drift is None or spec.capture.content == "none":
+    if spec.drift is None or spec.capture.content == "none":
         return []
     metadata, reference = deployment["metadata"], spec.drift.reference
     config = WatcherConfig(

@@ -63,6 +63,17 @@ def test_an_alarm_takes_a_snapshot_that_is_whole_and_disjoint(start: Start) -> N
     assert snapshot.digest == f"sha256:{hashlib.sha256(lines.encode()).hexdigest()}"
 
 
+@pytest.mark.parametrize("redact", [True, False])
+def test_redaction_is_a_choice(start: Start, redact: bool) -> None:
+    watcher = start(redact=redact)
+    texts = [f"{text} ask me@example.org" for text in prompts("prose", WINDOW)]
+    feed(watcher, [*texts, *prompts("code", WINDOW)])
+    snapshot = watcher.status().snapshot
+    assert snapshot is not None
+    kept = texts_of(Path(snapshot.uri, "train")) | texts_of(Path(snapshot.uri, "held-out"))
+    assert any("me@example.org" in text for text in kept) is not redact
+
+
 def test_feedback_joins_by_id_and_its_corrections_are_learnt(start: Start) -> None:
     watcher = start()
     texts = prompts("prose", WINDOW - 1)

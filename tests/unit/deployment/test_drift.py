@@ -56,6 +56,13 @@ def drifted(world: World) -> tuple[str, str, str]:
     return found["status"], found["reason"], found["message"]
 
 
+def test_what_is_kept_is_what_was_asked_for(world: World) -> None:
+    world.change(capture={"content": "examples", "redact": False, "maxExamples": 7})
+    world.step()
+    config = WatcherConfig.model_validate(applications(world)["watcher"]["args"])
+    assert (config.redact, config.max_examples) == (False, 7)
+
+
 def test_the_watcher_is_an_application_of_its_own(world: World) -> None:
     told = applications(world)
     config = WatcherConfig.model_validate(told["watcher"]["args"])
@@ -63,6 +70,7 @@ def test_the_watcher_is_an_application_of_its_own(world: World) -> None:
     assert config.version == world.status["stable"]["version"]
     assert config.storage.endswith("/team/deployment/chat/uid-0/drift")
     assert (config.content, config.window_requests) == ("examples", 100)
+    assert (config.redact, config.max_examples) == (True, 5000)
     assert told["router"]["deployments"][0]["user_config"]["capture"] == "watcher"
     before = told["router"]["args"]
     world.change(drift=None, capture={"content": "features"})

@@ -15,6 +15,7 @@ from slipway_local.ray_runner.admission import refuse_impossible
 from slipway_local.ray_runner.errors import InvalidSpec
 from slipway_local.ray_runner.resources import Resources
 from slipway_local.ray_runner.service_spec import read_rayservice
+from slipway_serving.vllm.config import llm_config
 
 from .world import World
 
@@ -72,6 +73,17 @@ def test_it_is_rendered_as_an_adaptor_and_rays_own_server() -> None:
     assert adaptor == {"name": "Engine", "num_replicas": 1}
     assert holder["name"] == f"LLMServer:{version}"
     assert (holder["autoscaling_config"]["min_replicas"], holder["autoscaling_config"]["max_replicas"]) == (1, 3)
+
+
+def test_the_engines_settings_reach_it() -> None:
+    asked = {"precision": "fp16", "maxContextTokens": 4096, "gpuMemoryPart": "0.5", "prefixCaching": False}
+    world = World.of(engine={"vllm": asked}, replicas=GPUS)
+    world.run()
+    arguments = llm_config(VllmConfig.model_validate(application(world)["args"]))["engine_kwargs"]
+    assert arguments["dtype"] == "float16"
+    assert arguments["max_model_len"] == 4096
+    assert arguments["gpu_memory_utilization"] == 0.5
+    assert arguments["enable_prefix_caching"] is False
 
 
 def test_the_number_of_replicas_is_always_a_range_and_gpus_make_a_version() -> None:

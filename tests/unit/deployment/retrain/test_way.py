@@ -77,6 +77,15 @@ def test_the_jobs_say_what_is_learned_and_measured() -> None:
     assert kept["margin"] == "0.048790", "a loss higher by ln 1.05 is a perplexity higher by 5 %"
 
 
+def test_the_margin_on_old_data_is_the_one_that_was_asked_for() -> None:
+    world = RetrainWorld.drifting({"oldMargin": "0.2"})
+    world.alarm()
+    world.run()
+    world.trains()
+    world.run()
+    assert world.job("EvalJob")["spec"]["gate"][1]["margin"] == "0.182322", "ln 1.2"
+
+
 def test_a_template_with_a_split_keeps_what_it_held_out() -> None:
     split = {"evalFraction": "0.1", "seed": 3}
     world = RetrainWorld.drifting()
