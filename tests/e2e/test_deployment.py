@@ -266,5 +266,6 @@ def test_the_last_replica_goes_and_comes_back_for_a_request(stack: Stack, served
     seconds = float(status["stable"]["coldStartSeconds"])
     print(f"cold start of a small replica: {seconds} s")
     assert 0 < seconds < 100
-    assert condition(status, "Available")[0] == "True", "at zero it answers, later"
+    available = condition(status, "Available")
+    assert available[0] == "True", f"at zero it answers, later: {available}"
     assert "Cold start" in stack.run("slipway", "describe", f"sdeploy/{NAME}")

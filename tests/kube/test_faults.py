@@ -392,12 +392,14 @@ async def test_every_kind_does_its_work_with_these_rights(stage: Stage) -> None:
     served = {"model": {"trainJob": {"name": "base"}}, "requires": [{"evalJob": {"name": "check"}}]}
     await cluster.make_object(DEPLOYMENTS, "endpoint", served)
 
+    async def folds() -> list[Any]:
+        return [job for job in await cluster.all(TRAINJOBS) if job["metadata"]["name"].startswith("folds-")]
+
     async def suspended(value: bool) -> bool:
         await cluster.change(EVALJOBS, "folds", {"spec": {"suspend": value}})
-        names = [job["metadata"]["name"] for job in await cluster.all(TRAINJOBS)]
-        folds = [job for job in await cluster.all(TRAINJOBS) if job["metadata"]["name"].startswith("folds-")]
-        return "folds-fold-0" in names and all(bool(job["spec"].get("suspend")) == value for job in folds)
+        return all(bool(job["spec"].get("suspend")) == value for job in await folds())
 
+    await eventually(folds)  # suspended before it has made them, it makes none
     await eventually(functools.partial(suspended, True))
     await eventually(functools.partial(suspended, False))
 

@@ -53,6 +53,25 @@ def test_while_it_starts_it_says_so() -> None:
     assert world.condition(c.PROGRESSING) == ("True", c.DEPLOYING)
 
 
+@pytest.mark.parametrize("part", ["router", "model"])
+def test_what_is_changed_in_place_goes_on_answering(part: str) -> None:
+    """New weights and replica numbers make Serve say DEPLOYING for a moment; a Ray that begins anew does, too."""
+    world = served()
+    changed = "router" if part == "router" else world.stable()
+    world.states[changed] = ("DEPLOYING", "")
+    world.run()
+    assert world.condition(c.AVAILABLE) == ("True", c.SERVING)
+    world.endpoints = False
+    world.run()
+    assert world.condition(c.AVAILABLE) == ("False", c.DEPLOYING)
+    world.endpoints = True
+    world.run()
+    assert world.condition(c.AVAILABLE) == ("False", c.DEPLOYING), "the router is back before the model"
+    del world.states[changed]
+    world.run()
+    assert world.condition(c.AVAILABLE) == ("True", c.SERVING)
+
+
 def test_the_url_that_the_runner_writes_is_believed() -> None:
     world = served()
     assert world.ray_service is not None

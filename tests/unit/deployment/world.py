@@ -62,6 +62,7 @@ class World:
     pods: list[dict[str, Any]] = field(default_factory=list)  # of the RayService's cluster, projected
     drift: DriftStatus | None = None
     annotations: dict[str, str] = field(default_factory=dict)
+    endpoints: bool = True  # whether requests reach a router
     states: dict[str, tuple[str, str]] = field(default_factory=dict)  # what Serve says; RUNNING where nothing is said
     events: list[str] = field(default_factory=list)
     generation: int = 1
@@ -108,7 +109,9 @@ class World:
         for name in self.applications():
             state, message = self.states.get(name, ("RUNNING", ""))
             told[name] = {"status": state, "message": message}
-        return {**self.ray_service, "status": {"activeServiceStatus": {"applicationStatuses": told}}}
+        ready = {"type": "Ready", "status": "True" if self.endpoints else "False"}
+        status = {"activeServiceStatus": {"applicationStatuses": told}, "conditions": [ready]}
+        return {**self.ray_service, "status": status}
 
     def step(self, *, dies_after: int | None = None) -> Decision:
         """One reconcile. With `dies_after`, the operator dies after so many effects."""

@@ -24,7 +24,7 @@ from slipway_operator.controllers.deployment.observed import Decision, Observed,
 from slipway_operator.controllers.deployment.retrain import decide as retrain
 from slipway_operator.controllers.deployment.retrain.desired import desired_model, judge_desired
 from slipway_operator.controllers.deployment.status import Draft
-from slipway_operator.controllers.deployment.trouble import Told, refused, told_by, waiting_for
+from slipway_operator.controllers.deployment.trouble import Told, has_endpoints, refused, told_by, waiting_for
 from slipway_operator.controllers.deployment.versions import Unresolved, version_of
 from slipway_operator.controllers.runs.observed import Settings
 from slipway_operator.kuberay import CA_FILE
@@ -251,10 +251,11 @@ def _tell(observed: Observed, draft: Draft, plan: Plan) -> None:
     annotations = ((observed.ray_service or {}).get("metadata") or {}).get("annotations") or {}
     default = f"http://{metadata['name']}-serve-svc.{metadata['namespace']}.svc:8000"
     parts = {"the router": states.get("router", ("", "")), "the model": states.get(draft.stable.version, ("", ""))}
+    up = {rollout.READY, rollout.CHANGING} if _goes_on(observed, draft) else {rollout.READY}
     bad = [
         f"{name} is {state or 'starting'}: {why}".rstrip(": ")
         for name, (state, why) in parts.items()
-        if state != "RUNNING"
+        if state not in up
     ]
     trouble = refused(observed.ray_service) or told_by(observed.pods, observed.remembered_pods, answers=not bad)
     broken = any(state in rollout.BROKEN for state, _ in parts.values())
@@ -271,6 +272,15 @@ def _tell(observed: Observed, draft: Draft, plan: Plan) -> None:
     if bad and not broken and draft.candidate is None:
         draft.set(c.PROGRESSING, "True", c.DEPLOYING, f"version {draft.stable.version} is starting")
     _tell_degraded(trouble if trouble is not None and trouble.problem else None, bad, draft, plan)
+
+
+def _goes_on(observed: Observed, draft: Draft) -> bool:
+    """Whether an application that Serve calls DEPLOYING is only being changed, and answers meanwhile.
+
+    New weights or replica numbers are changed in place. So is nothing that begins: then the RayService has no endpoint.
+    """
+    available = draft.condition(c.AVAILABLE)
+    return available is not None and available["status"] == "True" and has_endpoints(observed.ray_service)
 
 
 def _tell_degraded(trouble: Told | None, bad: list[str], draft: Draft, plan: Plan) -> None:

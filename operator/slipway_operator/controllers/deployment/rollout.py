@@ -24,6 +24,7 @@ from slipway_operator.controllers.deployment.status import Draft
 DRAIN_SECONDS = 30.0
 PROMOTE, ABORT = "slipway.dev/promote", "slipway.dev/abort"
 READY = "RUNNING"
+CHANGING = "DEPLOYING"
 BROKEN = ("DEPLOY_FAILED", "UNHEALTHY")
 _LOOK_SECONDS = 5.0  # a report wakes the reconciler; this is for the clock's part of a step
 

@@ -47,6 +47,11 @@ def waiting_for(ray_service: Json | None) -> str:
     return str(ready.get("message") or "") if ready.get("reason") == "Initializing" else ""
 
 
+def has_endpoints(ray_service: Json | None) -> bool:
+    """Whether requests reach a router."""
+    return bool(_ready(ray_service).get("status") == "True")
+
+
 def _ready(ray_service: Json | None) -> Json:
     status = (ray_service or {}).get("status") or {}
     return c.find_condition(status.get("conditions") or [], "Ready") or {}
