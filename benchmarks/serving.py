@@ -316,11 +316,24 @@ class Load:
 
 
 async def versions(url: str) -> set[str]:
-    return set((await ask_once(url, "/v1/models")).json()["data"][0]["versions"])
+    answer = await ask_once(url, "/v1/models")
+    if answer.status != 200:
+        raise ValueError(f"GET /v1/models: {answer.status} {answer.body[:200]!r}")
+    return set(answer.json()["data"][0]["versions"])
 
 
 async def rollout(plane: ControlPlane, url: str, other: Path, steady_seconds: float) -> list[Row]:
     load, before = Load(url), await versions(url)
+    looks: list[str] = []  # that failed
+
+    async def taken_over() -> bool:
+        try:
+            now = await versions(url)
+        except (OSError, EOFError, ValueError) as error:
+            looks.append(repr(error))
+            return False
+        return len(now) == 1 and now != before
+
     steady_end = time.perf_counter() + steady_seconds
     steady, failed = await load.until(lambda: time.perf_counter() > steady_end)
 
@@ -329,7 +342,7 @@ async def rollout(plane: ControlPlane, url: str, other: Path, steady_seconds: fl
         await asyncio.to_thread(plane.serve, "first", other, steps)
         async with asyncio.timeout(150):
             # Asked of the endpoint: a command for each look would be a load of its own.
-            while len(now := await versions(url)) > 1 or now == before:  # noqa: ASYNC110
+            while not await taken_over():  # noqa: ASYNC110
                 await asyncio.sleep(0.5)
         await asyncio.sleep(2)
 
@@ -337,7 +350,7 @@ async def rollout(plane: ControlPlane, url: str, other: Path, steady_seconds: fl
     during, failed_then = await load.until(rolling.done)
     await rolling
     was, now = percentile(steady, 99), percentile(during, 99)
-    count, failures = len(steady) + len(during), failed + failed_then
+    count, failures = len(steady) + len(during), failed + failed_then + looks
     for failure in failures[:5]:
         print("failure:", failure)
     return [

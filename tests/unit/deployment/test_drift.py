@@ -134,6 +134,21 @@ def test_the_newest_snapshot_stays_and_another_version_says_nothing(world: World
     assert world.status["drift"]["alarms"] == []
 
 
+def test_suspended_nothing_is_watched_and_what_was_found_stays(world: World) -> None:
+    world.drift = said(world, alarms=[alarm(1)], active=["input.tokens:kolmogorovSmirnov"])
+    world.run()
+    assert drifted(world)[:2] == ("True", "DriftFound")
+    world.change(suspend=True)
+    world.run()
+    assert drifted(world) == ("Unknown", "SuspendedByUser", "spec.suspend is true; nothing is watched")
+    assert world.status is not None
+    assert [one["id"] for one in world.status["drift"]["alarms"]] == ["a1"]
+    world.change(drift=None)
+    world.run()
+    assert world.status["conditions"]
+    assert not [one for one in world.status["conditions"] if one["type"] == "Drifted"]
+
+
 def test_a_watcher_that_cannot_start_is_told_and_serving_goes_on(world: World) -> None:
     world.states = {"watcher": ("DEPLOY_FAILED", "no module")}
     world.step()

@@ -55,6 +55,7 @@ def _ladder(observed: Observed, spec: DeploymentSpec, settings: Settings, draft:
     if spec.suspend:
         retrain.suspend(observed, draft, plan)
         _suspend(observed, draft, plan)
+        drift.suspend(spec, draft)
         return compressor.finish(compressed=spec.compression is not None)
     _fold_reports(observed, draft)
     _fold_states(observed, draft)

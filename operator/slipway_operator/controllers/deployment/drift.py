@@ -37,6 +37,14 @@ def tell(observed: Observed, spec: DeploymentSpec, draft: Draft, plan: Plan) -> 
     _tell_condition(observed, spec, known, draft)
 
 
+def suspend(spec: DeploymentSpec, draft: Draft) -> None:
+    """Nobody watches. What was found before stays in status.drift."""
+    if spec.drift is None:
+        draft.put("drift", None)
+        return draft.drop(c.DRIFTED)
+    return draft.set(c.DRIFTED, "Unknown", c.SUSPENDED_BY_USER, "spec.suspend is true; nothing is watched")
+
+
 def _tell_condition(observed: Observed, spec: DeploymentSpec, known: DriftStatus, draft: Draft) -> None:
     assert spec.drift is not None
     state, why = rollout.application_states(observed).get(WATCHER_APPLICATION, ("", ""))
