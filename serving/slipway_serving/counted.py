@@ -25,12 +25,16 @@ class CountedPieces:
         *,
         started: float,
         prompt_tokens: int,
+        first: dict[str, Any] | None = None,
         seen: Callable[[dict[str, Any]], None] | None = None,
     ) -> None:
-        """`started` as time.monotonic() says. `seen` is told each piece; it must neither wait nor raise."""
+        """`started` as time.monotonic() says. `first`: a piece that is there already. `seen` is told each piece; it
+        must neither wait nor raise.
+        """
         self._statistics = statistics
         self._version = version
         self._stream = stream
+        self._there = first
         self._started = started
         self._prompt_tokens = prompt_tokens
         self._seen = seen
@@ -46,7 +50,9 @@ class CountedPieces:
         if self._ended:
             raise StopAsyncIteration
         try:
-            piece = await anext(self._stream)
+            piece, self._there = self._there, None
+            if piece is None:
+                piece = await anext(self._stream)
             if "error" in piece:
                 raise ApiError.of_wire(piece["error"])
             self._count(piece)

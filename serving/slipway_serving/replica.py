@@ -1,8 +1,9 @@
 """What an engine's replica does with a request: tokens in, pieces out, refusals in words. No HTTP, no Ray.
 
 Requests arrive as plain dicts that the router has checked; what only the tokenizer knows (how long a prompt is, whether
-there is a chat template) is checked here. The first thing that comes back is either `{"start": ...}` or
-`{"error": ...}`, so that the router can still choose another version; after it come pieces.
+there is a chat template) is checked here. What comes back first is `{"error": ...}`, so that the router can still ask
+another version, or `{"start": ...}` together with the first piece: a message of its own would cost the first token a
+millisecond or two. After it come pieces.
 """
 
 from __future__ import annotations
@@ -47,13 +48,15 @@ class EngineReplica:
         try:
             generation = self._generation(request)
             stream = self.engine.stream(generation)
+            first = await anext(stream)
             yield {
                 "start": {
                     "prompt_tokens": len(generation.prompt),
                     "echo": self._echo(request, generation),
                     "load": self.load(),
                     "age_seconds": time.monotonic() - self._began,  # tells the router whom it has waited for
-                }
+                },
+                **self._wire(first),
             }
             async for piece in stream:
                 yield self._wire(piece)

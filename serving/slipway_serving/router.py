@@ -104,7 +104,7 @@ class Router:
                     first = await anext(stream)
                 refused = ApiError.of_wire(first["error"]) if "error" in first else None
                 seen = self.capture.watch(request, request_id, version.name)
-                begun = None if refused else self._begun(version.name, first["start"], stream, started, seen)
+                begun = None if refused else self._begun(version.name, first, stream, started, seen)
             except asyncio.CancelledError:  # the client hung up while the version had said nothing
                 await close(stream)
                 self.statistics.left(version.name)
@@ -132,16 +132,20 @@ class Router:
     def _begun(
         self,
         name: str,
-        said: Any,
+        message: Any,
         stream: AsyncIterator[dict[str, Any]],
         started: float,
         seen: Callable[[dict[str, Any]], None] | None,
     ) -> Begun:
+        said = message.pop("start")
         waited, age = time.monotonic() - started, said.get("age_seconds", math.inf)
         if age < waited:  # it was started while this request waited
             self.statistics.cold_start(name, waited, born=time.monotonic() - age)
         prompt_tokens = int(said["prompt_tokens"])
-        pieces = CountedPieces(self.statistics, name, stream, started=started, prompt_tokens=prompt_tokens, seen=seen)
+        first = message or None  # the first piece may come with the start
+        pieces = CountedPieces(
+            self.statistics, name, stream, started=started, prompt_tokens=prompt_tokens, first=first, seen=seen
+        )
         if "load" in said:
             self.statistics.engines.heard(name, said["load"])
         return Begun(name, prompt_tokens, str(said["echo"]), pieces)
