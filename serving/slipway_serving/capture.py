@@ -26,6 +26,9 @@ SEND_SECONDS = 1.0
 _TIMEOUT_SECONDS = 20.0
 _PAUSE_SECONDS = 3.0  # after a watcher that did not take a batch
 
+SIGNALS = ("entropy", "loss")
+"""What an engine may tell with the last piece: see engine/signals.py. One that cannot (vLLM) leaves them out."""
+
 Piece = Mapping[str, Any]
 Send = Callable[[str, dict[str, Any]], Awaitable[dict[str, Any]]]
 """`send(application, batch)`: the watcher's answer. May raise anything: then the batch is sent again."""
@@ -55,19 +58,16 @@ class Capture(Collector):
 
         def see(piece: Piece) -> None:
             texts.append(piece["text"])
-            finish = piece.get("finish")
-            if finish is None:
+            if piece.get("finish") is None:
                 return
             try:
-                self._keep(request, request_id, version, "".join(texts), int(piece["tokens"]), finish)
+                self._keep(request, request_id, version, "".join(texts), piece)
             except Exception:  # whatever it is, the answer is the client's
                 self.dropped += 1
 
         return see
 
-    def _keep(
-        self, request: Mapping[str, Any], request_id: str, version: str, text: str, tokens: int, finish: str
-    ) -> None:
+    def _keep(self, request: Mapping[str, Any], request_id: str, version: str, text: str, last: Piece) -> None:
         record: dict[str, Any] = {"id": request_id, "version": version, "time": time.time()}
         if "messages" in request:
             record["messages"] = _cut_messages(request["messages"])
@@ -75,7 +75,8 @@ class Capture(Collector):
         else:
             record["prompt"] = request["prompt"][:MOST_CHARACTERS]
             size = len(record["prompt"])
-        record |= {"text": text[:MOST_CHARACTERS], "tokens": tokens, "finish": finish}
+        record |= {"text": text[:MOST_CHARACTERS], "tokens": int(last["tokens"]), "finish": last["finish"]}
+        record |= {name: float(last[name]) for name in SIGNALS if name in last}
         self.captured += 1
         self._put(size + len(record["text"]), record)
 

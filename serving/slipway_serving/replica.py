@@ -14,6 +14,7 @@ from collections.abc import AsyncIterator, Sequence
 from typing import Any
 
 from slipway_api.serving import EngineConfig
+from slipway_serving.capture import SIGNALS
 from slipway_serving.engine.engine import Engine, QueueFull, warm_up
 from slipway_serving.engine.generation import Generation, Piece, TokenLogprob
 from slipway_serving.engine.model import ServedModel
@@ -43,7 +44,10 @@ class EngineReplica:
         return self.engine.model.tokenizer
 
     async def generate(self, request: dict[str, Any]) -> AsyncIterator[dict[str, Any]]:
-        """One answer. `request`: prompt (text or tokens) or messages, and the fields of Generation."""
+        """One answer. `request`: prompt (text or tokens) or messages, and the fields of Generation.
+
+        `signals` in it asks for entropy and loss (SIGNALS), which come with the last piece.
+        """
         stream: AnswerStream | None = None
         try:
             generation = self._generation(request)
@@ -103,7 +107,7 @@ class EngineReplica:
 
     def _generation(self, request: dict[str, Any]) -> Generation:
         tokens = self._prompt(request)
-        asked = int(request["max_tokens"])
+        asked, signals = int(request["max_tokens"]), bool(request.get("signals"))
         self._check_length(tokens, 1)
         return Generation(
             prompt=tuple(tokens),
@@ -116,6 +120,9 @@ class EngineReplica:
             presence_penalty=float(request.get("presence_penalty", 0)),
             frequency_penalty=float(request.get("frequency_penalty", 0)),
             logprobs=request.get("logprobs"),
+            entropy=signals,
+            # Of a chat it would be that of the template as well, which no reference has: it would compare nothing.
+            loss=signals and "messages" not in request,
         )
 
     def _prompt(self, request: dict[str, Any]) -> list[int]:
@@ -174,6 +181,7 @@ class EngineReplica:
         if piece.finish is not None:
             wire["finish"] = piece.finish
             wire["load"] = self.load()
+            wire |= {name: value for name in SIGNALS if (value := getattr(piece, name)) is not None}
         if piece.logprobs:
             wire["logprobs"] = [self._told(one) for one in piece.logprobs]
         return wire

@@ -93,13 +93,14 @@ class Router:
         """Find a version that begins the answer. Raises ApiError: the client's mistake, or no version can."""
         last: ApiError | None = None
         came = time.monotonic()
+        asked = {**request, "signals": True} if self.capture.application else dict(request)
         for version in self.candidates(request_id):
             started = time.monotonic()
             self.statistics.began(version.name)
             patience = asyncio.timeout(self.settings.start_timeout_seconds - (started - came))
             stream: AsyncIterator[dict[str, Any]] | None = None
             try:
-                stream = self.find(version).generate(dict(request)).__aiter__()
+                stream = self.find(version).generate(asked).__aiter__()
                 async with patience:
                     first = await anext(stream)
                 refused = ApiError.of_wire(first["error"]) if "error" in first else None

@@ -30,7 +30,7 @@ def make_record(
     text = "".join(chr(97 + token % 26) if token % 7 else " " for token in ids.tolist())
     embedding = (generator.normal(size=8) + shift).astype(np.float32)
     request = request_features(text, ids, vocabulary, embedding=embedding)
-    answer = answer_features("Yes.", 1 + int(generator.poisson(30)), "stop", generator.gamma(4, 0.3, 8))
+    answer = answer_features("Yes.", 1 + int(generator.poisson(30)), "stop", float(generator.gamma(4, 0.3, 8).mean()))
     label = "abcd"[int(generator.choice(len(labels), p=labels))]
     return request.joined(answer).joined(feedback_features(label, float(generator.random() < error_rate)))
 

@@ -58,7 +58,7 @@ def test_surrogates_and_nothing_at_all() -> None:
 
 
 def test_answers_and_feedback() -> None:
-    answer = answer_features("I'm sorry, but I cannot help with that.", 9, "stop", [1.0, 2.0])
+    answer = answer_features("I'm sorry, but I cannot help with that.", 9, "stop", 1.5)
     assert answer.numbers == {"output.tokens": 9, "output.entropy": 1.5}
     assert answer.categories == {"output.refusal": "yes", "output.finishReason": "stop"}
     assert answer_features("", 0, None).numbers == {"output.tokens": 0}

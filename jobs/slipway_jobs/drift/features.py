@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 RANK_BUCKETS = 20  # 0, 1, 2-3, 4-7, ... 2^17 and rarer; the last one is for tokens that the reference never had
+LOSS_TOKENS = 256  # of a request, that its loss under the model is taken over
 _RATIO_TOKENS = 100  # the type-token ratio falls with length, so it is taken over the first so many tokens
 
 _OTHER, _LETTER, _UPPER, _DIGIT, _SPACE, _PUNCTUATION, _LEAD, _CONTINUATION = range(8)
@@ -144,7 +145,11 @@ def request_features(
     loss: float | None = None,
     embedding: NDArray[np.float32] | None = None,
 ) -> Features:
-    """The features of what came in. `loss`: mean negative log-likelihood under the served model, nats per token."""
+    """The features of what came in.
+
+    `loss`: mean negative log-likelihood under the served model, nats per token, of the first LOSS_TOKENS tokens as the
+    model reads them (with its tokenizer's own first token), each given those before it.
+    """
     numbers = {"input.characters": float(len(text)), "input.tokens": float(len(tokens))}
     if text:
         numbers |= _character_shares(text)
@@ -180,14 +185,11 @@ def _character_shares(text: str) -> dict[str, float]:
     }
 
 
-def answer_features(
-    text: str, tokens: int, finish_reason: str | None, token_entropies: Sequence[float] | NDArray[np.float64] = ()
-) -> Features:
-    """The features of what went out. `token_entropies`: of the distribution that each token was drawn from, nats."""
+def answer_features(text: str, tokens: int, finish_reason: str | None, entropy: float | None = None) -> Features:
+    """The features of what went out. `entropy`: of the model's distributions, nats, the mean over the tokens."""
     numbers = {"output.tokens": float(tokens)}
-    entropies = np.asarray(token_entropies, dtype=np.float64)
-    if entropies.size:
-        numbers["output.entropy"] = float(entropies.mean())
+    if entropy is not None:
+        numbers["output.entropy"] = entropy
     categories = {"output.refusal": "yes" if looks_like_refusal(text) else "no"}
     if finish_reason is not None:
         categories["output.finishReason"] = finish_reason

@@ -72,17 +72,18 @@ class TextReader:
         shape = (vocabulary.counts.size + 1, _EMBEDDING_WIDTH)  # one more for ids that the vocabulary does not have
         self._directions: NDArray[np.float32] = generator.standard_normal(shape, dtype=np.float32)
 
-    def features(self, texts: Sequence[str]) -> list[Features]:
-        """Of each text, in order."""
+    def features(self, texts: Sequence[str], losses: Sequence[float | None] | None = None) -> list[Features]:
+        """Of each text, in order. `losses`: under the model, where they are known (features.request_features)."""
         encoded = self._backend.encode_batch_fast(list(texts), add_special_tokens=False)
-        return [self._of(text, encoding.ids) for text, encoding in zip(texts, encoded, strict=True)]
+        known = [None] * len(texts) if losses is None else losses
+        return [self._of(text, encoding.ids, loss) for text, encoding, loss in zip(texts, encoded, known, strict=True)]
 
-    def _of(self, text: str, ids: list[int]) -> Features:
+    def _of(self, text: str, ids: list[int], loss: float | None) -> Features:
         embedding = None
         if ids:
             known = np.minimum(np.asarray(ids, dtype=np.int64), len(self._directions) - 1)
             embedding = self._directions[known].mean(0)
-        return request_features(text, ids, self._vocabulary, embedding=embedding)
+        return request_features(text, ids, self._vocabulary, loss=loss, embedding=embedding)
 
 
 def build_profile(

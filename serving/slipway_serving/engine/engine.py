@@ -19,7 +19,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -28,6 +28,7 @@ from slipway_serving.engine.generation import Finish, Generation, Piece
 from slipway_serving.engine.model import ServedModel
 from slipway_serving.engine.rows import RowCache
 from slipway_serving.engine.sampling import Sampler
+from slipway_serving.engine.signals import entropies
 from slipway_serving.engine.streams import AnswerStream, EngineFailed, Reader, hand_out
 from slipway_serving.engine.text import GrowingText
 
@@ -50,6 +51,8 @@ class _Answer:
     text: GrowingText
     generated: int = 0
     next_token: int = 0
+    entropy: float = 0.0  # the sum over its tokens
+    loss: float | None = None
 
 
 @dataclass
@@ -224,7 +227,11 @@ class Engine:
         call.done(result, error)
 
     def _join(self) -> None:
-        logits = self.model.prefill([answer.generation.prompt for answer in self._joining], self._cache)
+        asked = [answer.generation for answer in self._joining]
+        scored = [row for row, one in enumerate(asked) if one.loss]
+        logits, losses = self.model.prefill([one.prompt for one in asked], self._cache, scored)
+        for row, loss in losses.items():
+            self._joining[row].loss = loss
         first = len(self._running)
         self._running += self._joining
         self._joining = []
@@ -238,17 +245,30 @@ class Engine:
     def _advance(self, rows: range, logits: Any) -> None:
         """Pick a token for each of these rows; rows that end leave; then the texts are handed out."""
         likeliest = logits.argmax(-1).tolist()  # of all rows in one go, though some will not want it
+        self._measure([self._running[row] for row in rows], logits)
         made: list[tuple[Reader, Piece | BaseException]] = []
         ended = []
         for row, scores, token in zip(rows, logits, likeliest, strict=True):
             answer = self._running[row]
             piece = self._advance_one(answer, scores, token)
+            if piece.finish is not None and answer.generation.entropy:
+                piece = replace(piece, entropy=answer.entropy / answer.generated)
+            if piece.finish is not None and answer.loss is not None:
+                piece = replace(piece, loss=answer.loss)
             made.append((answer.reader, piece))
             if piece.finish is not None:
                 ended.append(row)
         for row in reversed(ended):
             self._leave(row)
         hand_out(made)
+
+    def _measure(self, answers: list[_Answer], logits: Any) -> None:
+        """Add the entropies of what is picked from now, in one go for all answers that ask."""
+        asking = [row for row, answer in enumerate(answers) if answer.generation.entropy]
+        if not asking:
+            return
+        for row, entropy in zip(asking, entropies(logits[asking]).tolist(), strict=True):
+            answers[row].entropy += entropy
 
     def _advance_one(self, answer: _Answer, scores: Any, likeliest: int) -> Piece:
         asked = answer.generation

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 Finish = Literal["stop", "length"]
@@ -23,6 +23,8 @@ class Generation:
     frequency_penalty: float = 0.0
     logprobs: int | None = None  # how many alternatives to tell for each token; None: nothing is told
     ignore_end: bool = False  # go on after the end-of-text token: for measurements
+    entropy: bool = False  # tell it with the last piece
+    loss: bool = False  # so too
 
 
 @dataclass(frozen=True)
@@ -42,7 +44,9 @@ class Piece:
     tokens: int  # generated so far
     logprobs: tuple[TokenLogprob, ...] = ()
     finish: Finish | None = None  # set on the last piece
+    entropy: float | None = None  # of the last piece, if asked for: nats, the mean over the answer's tokens
+    loss: float | None = None  # so too: of the prompt, nats per token (see signals.losses)
 
     def __add__(self, later: Piece) -> Piece:
         """Both as one."""
-        return Piece(self.text + later.text, later.tokens, self.logprobs + later.logprobs, later.finish)
+        return replace(later, text=self.text + later.text, logprobs=self.logprobs + later.logprobs)

@@ -6,6 +6,7 @@ refused by name when they are loaded, not when the first request comes.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from slipway_jobs.errors import InfrastructureError, JobError, OutOfMemory, User
 from slipway_jobs.evaluate.scoring.model import ScoringModel
 from slipway_jobs.model_files import directory_digest, model_directory
 from slipway_serving.engine.rows import RowCache
+from slipway_serving.engine.signals import losses
 
 # Plain attention over a cache, a 4-dimensional mask, a linear head without anything after it.
 SUPPORTED = ("LlamaForCausalLM", "MistralForCausalLM", "Qwen2ForCausalLM", "Qwen3ForCausalLM")
@@ -99,8 +101,11 @@ class ServedModel:
         return frozenset(int(token) for token in found if token is not None)
 
     @torch.inference_mode()
-    def prefill(self, prompts: list[tuple[int, ...]], cache: RowCache) -> Tensor:
-        """Read new prompts into new rows of the cache; the logits after each, float32 [prompts, vocabulary]."""
+    def prefill(
+        self, prompts: list[tuple[int, ...]], cache: RowCache, scored: Sequence[int] = ()
+    ) -> tuple[Tensor, dict[int, float]]:
+        """Read new prompts into new rows of the cache; the logits after each, float32 [prompts, vocabulary], and the
+        losses of those prompts whose numbers are in `scored` (signals.losses)."""
         lengths = [len(prompt) for prompt in prompts]
         longest = max(lengths)
         cache.begin_prefill(lengths)
@@ -111,7 +116,8 @@ class ServedModel:
         mask = torch.ones((longest, longest), dtype=torch.bool, device=self.device).tril()
         hidden = self._forward(tokens, torch.arange(longest)[None], mask[None, None], cache)
         last = torch.tensor(lengths, device=self.device) - 1
-        return self._logits(hidden[torch.arange(len(prompts), device=self.device), last])
+        told = losses(hidden, {row: prompts[row] for row in scored}, self._logits, self.vocabulary)
+        return self._logits(hidden[torch.arange(len(prompts), device=self.device), last]), told
 
     @torch.inference_mode()
     def step(self, tokens: list[int], cache: RowCache) -> Tensor:

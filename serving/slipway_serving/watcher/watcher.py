@@ -174,14 +174,16 @@ class Watcher:
         assert self._requests_judge is not None
         ours = [record for record in records if record["version"] == self.config.version]
         prompts = self._prompts
-        features = self._reference.reader.features([prompts.compared(record) for record in ours])
+        features = self._reference.reader.features(
+            [prompts.compared(record) for record in ours], [record.get("loss") for record in ours]
+        )
         for record, request in zip(ours, features, strict=True):
             self._requests += 1
             self._dirty = True
             if self._examples is not None:
                 text = prompts.learnt(record)
                 self._examples.add(record["id"], redacted(text) if self.config.redact else text)
-            answer = answer_features(record["text"], record["tokens"], record["finish"])
+            answer = answer_features(record["text"], record["tokens"], record["finish"], record.get("entropy"))
             self._judged("answers", self._answers.add(record["key"], answer))
             self._judged("requests", self._requests_judge.add(record["key"], request))
 
