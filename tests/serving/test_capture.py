@@ -89,6 +89,20 @@ async def test_an_answer_passes_unchanged_and_is_kept_once_it_has_ended(capture:
     assert len({record["key"] for record in watcher.records}) == 3
 
 
+async def test_what_the_engine_tells_with_the_last_piece_is_kept(capture: Capture, watcher: Watcher) -> None:
+    for number, told in enumerate(({"entropy": 1.5, "loss": 2.5}, {"entropy": 0.5}, {})):
+        see = capture.watch({"prompt": "hi"}, f"id-{number}", "v-1")
+        assert see is not None
+        see({"text": "Hel", "tokens": 1, "entropy": 9.0})  # of the answer so far: it is not over
+        see({"text": "lo", "tokens": 2, "finish": "stop", **told})
+    assert await capture.flush()
+    assert [(record.get("entropy"), record.get("loss")) for record in watcher.records] == [
+        (1.5, 2.5),
+        (0.5, None),
+        (None, None),
+    ]
+
+
 async def test_nothing_is_kept_while_nobody_watches(watcher: Watcher) -> None:
     capture = Capture(watcher.send)
     await answer(capture, 1)

@@ -123,7 +123,7 @@ class World:
 
     def __init__(self, *servers: FakeVllm) -> None:
         backends = {f"v-{number}": VllmAdaptor(f"v-{number}", server) for number, server in enumerate(servers)}
-        router = Router(RouterConfig(namespace="team", name="chat", uid="u"), backends.__getitem__)
+        self.router = router = Router(RouterConfig(namespace="team", name="chat", uid="u"), backends.__getitem__)
         versions = [WeightedVersion(name=n, application=n, weight=100 * (n == "v-0")) for n in backends]
         router.configure(RouterUserConfig(versions=versions))
         transport = httpx.ASGITransport(http.build(lambda: router))
@@ -190,6 +190,26 @@ async def test_a_client_that_goes_ends_the_answer_there() -> None:
     assert "start" in await anext(stream)
     await stream.aclose()  # type: ignore[attr-defined]
     assert server.closed == 1
+
+
+async def test_it_is_captured_without_what_it_does_not_tell() -> None:
+    server = FakeVllm()
+    world = World(server)
+    world.router.capture.application = "watcher"
+    batches: list[dict[str, Any]] = []
+
+    async def send(_: str, batch: dict[str, Any]) -> dict[str, Any]:
+        batches.append(batch)
+        return {}
+
+    world.router.capture.send = send
+    await world.post("/v1/completions", prompt="x")
+    await world.router.capture.flush()
+    ((_, body),) = server.asked
+    assert "signals" not in body  # vLLM would refuse it
+    (record,) = batches[0]["records"]
+    assert record["text"] == "one two three"
+    assert not {"entropy", "loss"} & record.keys()
 
 
 async def test_what_it_cannot_do_is_refused_by_name() -> None:

@@ -53,7 +53,11 @@ def half_of(document: str, seed: int) -> bool:
 
 @dataclass
 class ReferenceProfile:
-    """`tokenizer_digest`: of the tokenizer that made the tokens. `seen`: records that the sample was drawn from."""
+    """`tokenizer_digest`: of the tokenizer that made the tokens. `seen`: records that the sample was drawn from.
+
+    `outputs`: what the model itself answered when the profile was made (reference.Model.outputs), for people to read;
+    nothing is compared with it.
+    """
 
     tokenizer_digest: str
     vocabulary: Vocabulary
@@ -61,6 +65,7 @@ class ReferenceProfile:
     seen: int
     seed: int
     tests: dict[str, Any] = field(default_factory=dict)  # signal name to test name, where not the default
+    outputs: dict[str, Any] = field(default_factory=dict)
 
     @cached_property
     def layout(self) -> dict[str, Histogram | Categories | RankCounts]:
@@ -141,20 +146,20 @@ class ReferenceProfile:
         part.replace(directory / DOCUMENT)
 
     def _heading(self) -> str:
-        return json.dumps(
-            {
-                "version": VERSION,
-                "tokenizer": self.tokenizer_digest,
-                "seen": self.seen,
-                "seed": self.seed,
-                "rows": self.sample.rows,
-                "tests": self.tests,
-                "byteTokens": self.vocabulary.byte_tokens,
-                "unknownTokens": self.vocabulary.unknown_tokens,
-                "categories": self.sample.categories,
-            },
-            sort_keys=True,
-        )
+        document: dict[str, Any] = {
+            "version": VERSION,
+            "tokenizer": self.tokenizer_digest,
+            "seen": self.seen,
+            "seed": self.seed,
+            "rows": self.sample.rows,
+            "tests": self.tests,
+            "byteTokens": self.vocabulary.byte_tokens,
+            "unknownTokens": self.vocabulary.unknown_tokens,
+            "categories": self.sample.categories,
+        }
+        if self.outputs:  # else the digest is that of a profile from before there were any
+            document["outputs"] = self.outputs
+        return json.dumps(document, sort_keys=True)
 
     def _arrays(self) -> bytes:
         arrays: dict[str, Any] = {"vocabulary": self.vocabulary.counts}
@@ -205,7 +210,13 @@ def _profile(document: dict[str, Any], data: bytes) -> ReferenceProfile:
         )
         vocabulary = Vocabulary(arrays["vocabulary"], document["byteTokens"], document["unknownTokens"])
     return ReferenceProfile(
-        document["tokenizer"], vocabulary, sample, int(document["seen"]), int(document["seed"]), document["tests"]
+        document["tokenizer"],
+        vocabulary,
+        sample,
+        int(document["seen"]),
+        int(document["seed"]),
+        document["tests"],
+        dict(document.get("outputs", {})),
     )
 
 
@@ -236,14 +247,20 @@ class ProfileBuilder:
         """Offer one record under its id; the same id counts once."""
         self._reservoir.add(identity, record)
 
-    def build(self, tests: dict[str, Any] | None = None) -> ReferenceProfile:
+    def build(self, tests: dict[str, Any] | None = None, outputs: dict[str, Any] | None = None) -> ReferenceProfile:
         """The profile. Raises ProfileError with fewer than LEAST records, or for tests that do not fit."""
         records = self._reservoir.items()
         if len(records) < LEAST:
             raise ProfileError(f"a reference needs at least {LEAST} records, not {len(records)}.", "Add documents.")
         sample = Columns.of(records)
         profile = ReferenceProfile(
-            self._tokenizer_digest, self._vocabulary, sample, self._reservoir.seen, self._seed, tests or {}
+            self._tokenizer_digest,
+            self._vocabulary,
+            sample,
+            self._reservoir.seen,
+            self._seed,
+            tests or {},
+            outputs or {},
         )
         _ = profile.signals  # raises where nothing can be watched
         return profile

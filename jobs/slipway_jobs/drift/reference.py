@@ -17,7 +17,7 @@ import json
 import math
 import random
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -86,19 +86,34 @@ class TextReader:
         return request_features(text, ids, self._vocabulary, loss=loss, embedding=embedding)
 
 
+class Model(Protocol):
+    """The model that a profile is for, as far as a profile needs it."""
+
+    def losses(self, texts: Sequence[str]) -> list[float]:
+        """Of the first so many texts that it has time for: see features.request_features."""
+        ...
+
+    def outputs(self, texts: Sequence[str]) -> dict[str, Any]:
+        """Statistics of its answers to some of these texts, as JSON."""
+        ...
+
+
 def build_profile(
     backend: Any,
     documents: Iterable[tuple[str, str]],
     *,
     counts: NDArray[np.int64] | None = None,
     held_out: Iterable[tuple[str, str]] = (),
+    model: Model | None = None,
 ) -> ReferenceProfile:
     """The profile of documents, each with its name.
 
     `counts`: of the tokens of other documents, for the vocabulary; without it the vocabulary is counted on one half of
     `documents` and the requests are cut from the other half. `held_out`: further documents; half of the requests are
-    theirs, however few they are. Reads at most MOST_DOCUMENTS and MOST_CHARACTERS of each. Raises ProfileError where
-    they give fewer than LEAST requests.
+    theirs, however few they are. Reads at most MOST_DOCUMENTS and MOST_CHARACTERS of each. `model`: asked for the
+    losses of held-out requests, where there are LEAST of them; the others it has learnt, so new requests of the very
+    same kind would seem worse. How many requests have a loss is compared with nothing. Raises ProfileError where there
+    are fewer than LEAST requests.
     """
     names = backend.get_vocab(with_added_tokens=True)
     size = max(names.values(), default=0) + 1
@@ -120,10 +135,16 @@ def build_profile(
         for encoding in backend.encode_batch_fast(vocabulary_texts, add_special_tokens=False):
             counts += np.bincount(encoding.ids, minlength=size)[:size]
     vocabulary = Vocabulary(_of_size(counts, size), byte_tokens_of(names), _unknown(backend, names))
+    losses: list[float | None] = [None] * len(texts)
+    outputs: dict[str, Any] = {}
+    if model is not None and apart.size >= LEAST:
+        known = model.losses(apart.items())
+        losses[: len(known)] = known
+        outputs = model.outputs(apart.items())
     builder = ProfileBuilder(tokenizer_digest(names), vocabulary, _SEED, PROMPTS)
-    for number, record in enumerate(TextReader(backend, vocabulary).features(texts)):
+    for number, record in enumerate(TextReader(backend, vocabulary).features(texts, losses)):
         builder.add(str(number), record)
-    return builder.build()
+    return builder.build(outputs=outputs)
 
 
 def _few(documents: Iterable[tuple[str, str]]) -> Iterator[tuple[str, str]]:

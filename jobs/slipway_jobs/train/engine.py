@@ -360,7 +360,8 @@ class _Training:
     def _export(self) -> TrainedModel:
         self._evaluate()  # a run that was resumed after its last step has not measured it
         weights = self._strategy.full_state()
-        export = Export(self._run, self._engine.prepared, self._built, self._state, self._sharding.text)
+        gpu = self._context.device.type == "cuda"
+        export = Export(self._run, self._engine.prepared, self._built, self._state, self._sharding.text, gpu)
         model = self._ranks.first_does(
             lambda: export.write(self._engine._storage, self._strategy.lm, weights), slow=True
         )

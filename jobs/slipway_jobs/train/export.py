@@ -44,6 +44,7 @@ class Export:
     built: BuiltModel
     state: TrainState
     strategy: str  # in words, as in status.plan
+    gpu: bool = False  # the ranks have one
 
     def write(self, storage: Storage, lm: nn.Module, weights: dict[str, Tensor]) -> TrainedModel:
         """Write the directory and make it visible. Raises InfrastructureError where storage fails."""
@@ -52,7 +53,7 @@ class Export:
         try:
             with self._beside(storage) as directory:
                 self._fill(directory, lm, weights)
-                reference = write_profile(directory, self.prepared)
+                reference = write_profile(directory, self.prepared, gpu=self.gpu)
                 files = _records(directory)
                 document = self._lineage(files) | {"reference": reference}
                 (directory / LINEAGE).write_text(json.dumps(document, indent=2) + "\n")

@@ -2,11 +2,14 @@
 
 One half of its requests is cut from the held-out documents, the other from training documents; the vocabulary is
 counted on training documents that give no requests. Held-out documents alone are often a few files, which differ from
-the rest of their kind: then traffic like the training documents would count as drifted. What the *model answers* is
-not part of it: lengths and ends of answers follow from what clients ask for (max_tokens, temperature), so the watcher
-learns them from the first answers that a version gives.
+the rest of their kind: then traffic like the training documents would count as drifted.
 
-A profile is no condition for a model: where none can be made, slipway.json says why.
+The exported model itself says how well it knows the held-out requests (`input.loss`), and what it writes after some of
+them (`outputs`). The latter is for people to read: lengths, ends and, through the text that it goes on with, entropies
+of answers follow from what clients ask for (max_tokens, temperature), so the watcher learns them from the first answers
+that a version gives.
+
+A profile is no condition for a model, nor is the model's part one for a profile: slipway.json says what is missing.
 """
 
 from __future__ import annotations
@@ -22,28 +25,41 @@ from numpy.typing import NDArray
 from slipway_jobs.data import PreparedData, TokenDataset
 from slipway_jobs.data.tokenizer import load_backend
 from slipway_jobs.drift.errors import ProfileError
-from slipway_jobs.drift.profile import ReferenceProfile, half_of
-from slipway_jobs.drift.reference import FOLDER, build_profile
+from slipway_jobs.drift.profile import LEAST, ReferenceProfile, half_of
+from slipway_jobs.drift.reference import FOLDER, Model, build_profile
+from slipway_jobs.train.exported_model import ExportedModel
 
 _BLOCK = 1 << 16  # tokens
 _MOST_BLOCKS = 24  # 1.5 million tokens: about two seconds
 
 
-def write_profile(directory: Path, prepared: PreparedData) -> dict[str, Any]:
+def write_profile(directory: Path, prepared: PreparedData, *, gpu: bool = False) -> dict[str, Any]:
     """Write the profile below a model's directory; what slipway.json says of it: its digest, or the problem."""
+    problem = ""
     try:
-        profile = profile_of(prepared)
+        try:
+            profile = profile_of(prepared, ExportedModel(directory, gpu=gpu))
+        except ProfileError:
+            raise
+        except Exception as error:  # of the model: too large for this device, most likely
+            problem = f"{type(error).__name__}: {error}"[:1000]
+            sys.stderr.write(f"warning: the reference profile for drift has no losses: {problem}\n")
+            profile = profile_of(prepared)
         (directory / FOLDER).mkdir()
         profile.write(directory / FOLDER)
     except Exception as error:  # whatever it is, the model is good without
         problem = f"{error}" if isinstance(error, ProfileError) else f"{type(error).__name__}: {error}"
         sys.stderr.write(f"warning: no reference profile for drift: {problem}\n")
         return {"problem": problem[:1000]}
-    return {"digest": profile.digest, "requests": profile.sample.rows}
+    losses = int(np.isfinite(profile.sample.numbers.get("input.loss", np.zeros(0))).sum())
+    if not losses:
+        problem = problem or f"fewer than {LEAST} requests are held out"
+    told = {"digest": profile.digest, "requests": profile.sample.rows, "losses": losses}
+    return told | ({"lossProblem": problem} if problem else {})
 
 
-def profile_of(prepared: PreparedData) -> ReferenceProfile:
-    """Raises ProfileError where the documents are too few."""
+def profile_of(prepared: PreparedData, model: Model | None = None) -> ReferenceProfile:
+    """Raises ProfileError where the documents are too few, and what the model raises."""
     backend = load_backend(prepared.tokenizer_dir)
     counts = np.zeros(prepared.vocab_size, dtype=np.int64)
     documents: list[tuple[str, str]] = []
@@ -58,6 +74,7 @@ def profile_of(prepared: PreparedData) -> ReferenceProfile:
         documents,
         counts=counts,
         held_out=((f"held-out/{name}", _text(backend, ids)) for name, ids in held_out),
+        model=model,
     )
 
 

@@ -42,8 +42,8 @@ def losses(
     states, places = hidden.flatten(0, 1), places.to(hidden.device)
     size = max(64, _BLOCK_ELEMENTS.get(hidden.device.type, 1 << 22) // vocabulary)
     parts = []
-    for some, wanted in zip(places.split(size), targets.split(size), strict=True):
+    for some, wanted in zip(torch.split(places, size), torch.split(targets, size), strict=True):
         scores = logits(states[some])
         parts.append(scores.logsumexp(-1) - scores.gather(1, wanted[:, None])[:, 0])
-    by_row = torch.cat(parts).double().split([len(prompt) - 1 for prompt in read.values()])
+    by_row = torch.split(torch.cat(parts).double(), [len(prompt) - 1 for prompt in read.values()])
     return dict(zip(read, torch.stack([one.mean() for one in by_row]).tolist(), strict=True))

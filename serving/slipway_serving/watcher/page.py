@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from html import escape
+from typing import Any
 
 from slipway_api.drift import DriftAlarm, DriftStatus
 from slipway_api.serving import WatcherConfig
@@ -32,8 +33,10 @@ figure { margin: 0; } figcaption { font-size: .85rem; } svg { width: 100%; heigh
 _WIDTH, _HEIGHT, _EDGE = 300.0, 90.0, 6.0
 
 
-def render(config: WatcherConfig, status: DriftStatus, history: History) -> str:
-    """The page."""
+def render(
+    config: WatcherConfig, status: DriftStatus, history: History, outputs: Mapping[str, Any] | None = None
+) -> str:
+    """The page. `outputs`: of the profile, if it has any."""
     title = f"{config.namespace}/{config.name}"
     active = ", ".join(escape(signal) for signal in status.active)
     body = [
@@ -44,6 +47,7 @@ def render(config: WatcherConfig, status: DriftStatus, history: History) -> str:
         f'<p class="bad">Drifted now: {active}</p>' if active else "<p>No signal is drifted.</p>",
         _alarms(status.alarms),
         _signals(history),
+        _outputs(outputs or {}),
     ]
     return (
         '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
@@ -77,6 +81,24 @@ def _signals(history: History) -> str:
         "itself gives. A dot is an alarm: the evidence over the windows so far was strong enough, too.</p>"
     )
     return f'<h2>Signals</h2>{explained}<div class="grid">{"".join(figures)}</div>{skipped}'
+
+
+def _outputs(outputs: Mapping[str, Any]) -> str:
+    if not outputs:
+        return ""
+    names = ("tokens", "entropy")
+    head = "".join(f"<th class=n>{quantile:.0%}</th>" for quantile in outputs["quantiles"])
+    rows = "".join(
+        f"<tr><td>output.{name}</td>{''.join(f'<td class=n>{value:.3g}</td>' for value in outputs[name])}</tr>"
+        for name in names
+    )
+    return (
+        f'<h2>What the model wrote after training</h2><p class="soft">Quantiles over its answers to '
+        f"{int(outputs['prompts'])} held-out requests, at temperature 1 and up to {int(outputs['maxTokens'])} tokens "
+        f"({int(outputs['ended'])} ended before): tokens of each, and entropy of each token in nats. Nothing is "
+        "compared with them: what clients ask for decides both.</p>"
+        f"<table><tr><th></th>{head}</tr>{rows}</table>"
+    )
 
 
 def _figure(signal: str, points: Sequence[Point]) -> str:

@@ -219,7 +219,9 @@ class Watcher:
         self._alarms = [*reversed(new), *self._alarms][:_MOST_ALARMS]
         if judge == "requests" and self._examples is not None:
             self._examples.next_window()
-        self._unwritten.append((REPORT, render(self.config, self.status(), self._history).encode()))
+        assert self._reference is not None
+        page = render(self.config, self.status(), self._history, self._reference.profile.outputs)
+        self._unwritten.append((REPORT, page.encode()))
         self._save()
 
     def _take_snapshot(self) -> None:

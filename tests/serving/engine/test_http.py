@@ -20,6 +20,7 @@ from slipway_api.references import ModelReference
 from slipway_api.serving import RouterConfig, RouterUserConfig, WatcherConfig, WeightedVersion
 from slipway_jobs.data.tokenizer import load_backend
 from slipway_jobs.drift.reference import FOLDER, build_profile, prompts_of
+from slipway_jobs.train.exported_model import ExportedModel
 from slipway_serving.openai import http
 from slipway_serving.replica import EngineReplica
 from slipway_serving.router import Router
@@ -339,8 +340,11 @@ async def test_traffic_that_leaves_the_reference_is_found(
     """From HTTP through the router's capture to the watcher's alarm and snapshot."""
     model = shutil.copytree(model_folder, tmp_path / "model")
     (model / FOLDER).mkdir()
-    documents = ((str(number), _document("fox", number)) for number in range(400))
-    build_profile(load_backend(model), documents).write(model / FOLDER)
+    documents, held_out = (
+        [(str(number), _document("fox", number)) for number in range(first, first + 400)] for first in (0, 400)
+    )
+    profile = build_profile(load_backend(model), documents, held_out=held_out, model=ExportedModel(model))
+    profile.write(model / FOLDER)
     config = WatcherConfig(
         namespace="team",
         name="chat",
@@ -370,6 +374,7 @@ async def test_traffic_that_leaves_the_reference_is_found(
             body = {"prompt": prompt, "max_tokens": 1, "stream": number % 2 == 0}
             answer = await world.post("/v1/completions", body, **{"x-request-id": f"{kind}-{number}"})
             assert answer.status_code == 200
+            assert "entropy" not in answer.text  # it is for the watcher
         corrected = {"request_id": f"{kind}-99", "rating": -1, "corrected": "what it should have said"}
         assert (await world.post("/v1/feedback", corrected)).status_code == 200
         await world.router.capture.flush()
@@ -380,6 +385,10 @@ async def test_traffic_that_leaves_the_reference_is_found(
     assert (quiet.windows, quiet.requests, quiet.dropped, quiet.snapshot) == (2, 100, 0, None)
     assert [alarm.signal for alarm in quiet.alarms if alarm.kind != "data"] == []
     assert "input.tokenRanks" not in quiet.active
+    # What the engine says of requests and what the model's files said of the reference's is one quantity.
+    losses = watcher._history.points["input.loss"]
+    assert len(losses) == 2
+    assert all(point.effect < point.threshold for point in losses)
     await traffic("code")
     found = watcher.status()
     assert found.windows == 4

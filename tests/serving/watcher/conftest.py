@@ -91,6 +91,7 @@ def config(model: Path, tmp_path: Path) -> WatcherConfig:
 
 
 Start = Callable[..., Watcher]
+Signals = Callable[[int], dict[str, float]]
 
 
 @pytest.fixture
@@ -106,8 +107,10 @@ def start(config: WatcherConfig) -> Start:
     return made
 
 
-def batch(texts: list[str], *, name: str = "r", dropped: int = 0, version: str = "v-1") -> dict[str, Any]:
-    """What a router sends."""
+def batch(
+    texts: list[str], *, name: str = "r", dropped: int = 0, version: str = "v-1", signals: Signals | None = None
+) -> dict[str, Any]:
+    """What a router sends. `signals`: what the engine tells of the request with this number."""
     records = [
         {
             "key": f"{name}/{number}",
@@ -118,13 +121,14 @@ def batch(texts: list[str], *, name: str = "r", dropped: int = 0, version: str =
             "text": "what the model said",
             "tokens": 5,
             "finish": "stop",
+            **(signals(number) if signals is not None else {}),
         }
         for number, text in enumerate(texts)
     ]
     return {"replica": "one", "records": records, "dropped": dropped}
 
 
-def feed(watcher: Watcher, texts: list[str], *, name: str = "r") -> None:
+def feed(watcher: Watcher, texts: list[str], *, name: str = "r", signals: Signals | None = None) -> None:
     """Requests with these texts."""
-    watcher.take(batch(texts, name=name))
+    watcher.take(batch(texts, name=name, signals=signals))
     watcher.step()

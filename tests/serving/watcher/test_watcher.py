@@ -3,18 +3,24 @@
 from __future__ import annotations
 
 import hashlib
+import random
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
 from slipway_api.references import ModelReference
 from slipway_api.trainjob import DataSource
+from slipway_jobs.data.tokenizer import load_backend
+from slipway_jobs.drift.reference import FOLDER, build_profile
 from slipway_serving.watcher import watcher as module
 from slipway_serving.watcher.watcher import Watcher
 
-from .conftest import WINDOW, Clock, Start, batch, document, feed, prompts, save_tokenizer, write_reference
+from .conftest import WINDOW, Clock, Signals, Start, batch, document, feed, prompts, save_tokenizer, write_reference
 
 
 def texts_of(folder: Path) -> set[str]:
@@ -221,6 +227,56 @@ def test_chats_are_compared_by_what_was_said(start: Start) -> None:
     watcher.take(sent)
     watcher.step()
     assert (watcher.status().windows, watcher.status().active) == (1, [])
+
+
+class Knows:
+    """A model that knows its held-out requests about equally well."""
+
+    def losses(self, texts: Sequence[str]) -> list[float]:
+        draws = random.Random(0)
+        return [draws.gauss(2, 0.3) for _ in texts[:300]]
+
+    def outputs(self, texts: Sequence[str]) -> dict[str, Any]:
+        shares = {"quantiles": [0.0, 1.0], "tokens": [7, 31], "entropy": [0.125, 2.5]}
+        return {"prompts": 64, "maxTokens": 32, "ended": 9, **shares}
+
+
+@pytest.fixture
+def knowing(tmp_path: Path, start: Start) -> Watcher:
+    """A watcher whose reference has losses of a part of its requests, and the model's own answers."""
+    folder = save_tokenizer(tmp_path / "knowing")
+    texts = [(str(number), document("prose", number)) for number in range(120)]
+    profile = build_profile(load_backend(folder), texts[:60], held_out=texts[60:], model=Knows())
+    assert np.isfinite(profile.sample.numbers["input.loss"]).sum() == 300 < profile.sample.rows
+    (folder / FOLDER).mkdir()
+    profile.write(folder / FOLDER)
+    return start(model=ModelReference(uri=str(folder)))
+
+
+def told_with(loss: float, entropy: float) -> Signals:
+    draws = random.Random(1)
+    return lambda _: {"loss": draws.gauss(loss, 0.3), "entropy": draws.gauss(entropy, 0.2)}
+
+
+def test_the_model_knows_its_requests_less_well_though_they_look_the_same(knowing: Watcher) -> None:
+    feed(knowing, prompts("prose", 6 * WINDOW), name="quiet", signals=told_with(2, 1))
+    assert {"input.loss", "output.entropy"} <= knowing._history.points.keys()
+    assert knowing.status().active == []
+    feed(knowing, prompts("prose", 2 * WINDOW, start=3000), name="other", signals=told_with(2.3, 1.2))
+    assert {(alarm.kind, alarm.signal) for alarm in knowing.status().alarms} == {
+        ("data", "input.loss"),
+        ("prediction", "output.entropy"),
+    }
+    page = Path(knowing.status().report or "").read_text()
+    assert "64 held-out requests, at temperature 1 and up to 32 tokens (9 ended before)" in page
+    assert "<td>output.entropy</td><td class=n>0.125</td><td class=n>2.5</td>" in page
+
+
+def test_what_an_engine_cannot_tell_is_left_out_and_no_alarm(knowing: Watcher) -> None:
+    feed(knowing, prompts("prose", 6 * WINDOW))
+    assert (knowing.status().windows, knowing.status().active) == (6, [])
+    assert not {"input.loss", "output.entropy"} & knowing._history.points.keys()
+    assert "input.loss: 0 values, 50 are needed" in Path(knowing.status().report or "").read_text()
 
 
 def test_the_report_is_one_page_with_every_signal(start: Start) -> None:
