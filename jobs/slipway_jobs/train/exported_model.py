@@ -81,7 +81,7 @@ class ExportedModel:
         entropies: list[float] = []
         for _ in range(ANSWER_TOKENS):
             distributions = torch.distributions.Categorical(logits=stream.logits.double())
-            sure = distributions.entropy().tolist()
+            sure = distributions.entropy().tolist()  # type: ignore[no-untyped-call]
             chosen = torch.multinomial(distributions.probs, 1, generator=generator)[:, 0].tolist()
             for row in writing:
                 lengths[row] += 1
