@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 RANK_BUCKETS = 20  # 0, 1, 2-3, 4-7, ... 2^17 and rarer; the last one is for tokens that the reference never had
-LOSS_TOKENS = 256  # of a request, that its loss under the model is taken over
+LOSS_TOKENS = 128  # of a request, that its loss under the model is taken over
 _RATIO_TOKENS = 100  # the type-token ratio falls with length, so it is taken over the first so many tokens
 
 _OTHER, _LETTER, _UPPER, _DIGIT, _SPACE, _PUNCTUATION, _LEAD, _CONTINUATION = range(8)

@@ -20,8 +20,8 @@ from slipway_jobs.errors import UserError
 from slipway_jobs.evaluate.scoring.generation import Stream, end_tokens
 from slipway_jobs.evaluate.scoring.model import Scored, ScoringModel
 
-LOSSES = 512  # requests whose loss is taken, at most
-ANSWERS = 64  # prompts that are gone on with, at most
+LOSSES = 256  # requests whose loss is taken, at most
+ANSWERS = 16  # prompts that are gone on with, at most
 ANSWER_TOKENS = 32
 _WORK = {"cpu": 1e13, "cuda": 1e16}  # floating point operations for all losses: a minute or two
 _BATCH_TOKENS = {"cpu": 2048, "cuda": 32_768}  # of one forward pass

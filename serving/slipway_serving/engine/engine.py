@@ -40,6 +40,10 @@ class QueueFull(Exception):  # noqa: N818 - so is this
     """More requests wait than may."""
 
 
+class NotFinite(Exception):  # noqa: N818 - and so is this
+    """The model gives no numbers for this answer."""
+
+
 @dataclass
 class _Answer:
     """One answer, from its request to its last piece."""
@@ -244,12 +248,18 @@ class Engine:
 
     def _advance(self, rows: range, logits: Any) -> None:
         """Pick a token for each of these rows; rows that end leave; then the texts are handed out."""
-        likeliest = logits.argmax(-1).tolist()  # of all rows in one go, though some will not want it
+        best, places = logits.max(-1)  # of all rows in one go, though some will not want it
+        likeliest, finite = places.tolist(), best.isfinite().tolist()  # a NaN is larger than any number
         self._measure([self._running[row] for row in rows], logits)
         made: list[tuple[Reader, Piece | BaseException]] = []
         ended = []
-        for row, scores, token in zip(rows, logits, likeliest, strict=True):
+        for row, scores, token, whole in zip(rows, logits, likeliest, finite, strict=True):
             answer = self._running[row]
+            if not whole:
+                why = "its logits are no finite numbers: the weights are damaged, or overflow in this precision"
+                made.append((answer.reader, NotFinite(why)))
+                ended.append(row)
+                continue
             piece = self._advance_one(answer, scores, token)
             if piece.finish is not None and answer.generation.entropy:
                 piece = replace(piece, entropy=answer.entropy / answer.generated)
@@ -259,7 +269,7 @@ class Engine:
             if piece.finish is not None:
                 ended.append(row)
         for row in reversed(ended):
-            self._leave(row)
+            self._leave(row, wipe=not finite[row - rows.start])
         hand_out(made)
 
     def _measure(self, answers: list[_Answer], logits: Any) -> None:
@@ -287,8 +297,8 @@ class Engine:
             text += answer.text.finish()
         return Piece(text, answer.generated, logprobs, finish)
 
-    def _leave(self, row: int) -> None:
-        self._cache.remove(row)
+    def _leave(self, row: int, *, wipe: bool = False) -> None:
+        self._cache.remove(row, wipe=wipe)
         self._running[row] = self._running[-1]
         self._running.pop()
 

@@ -86,8 +86,11 @@ class RowCache:
         """Asked for by models that are told no positions; ours always are."""
         return 0
 
-    def remove(self, row: int) -> None:
-        """The last row takes this one's place."""
+    def remove(self, row: int, *, wipe: bool = False) -> None:
+        """The last row takes this one's place. `wipe`: this one holds NaN, which no mask hides (0 times NaN is NaN)."""
+        if wipe:
+            for buffer in (*self._keys, *self._values):
+                buffer[row].zero_()
         last = self.rows - 1
         if row != last:
             length = self.lengths[last]

@@ -193,6 +193,40 @@ async def test_a_model_that_fails_fails_every_answer_and_says_so(served: ServedM
         await collect(engine, asked)
 
 
+async def test_an_answer_without_numbers_fails_alone_and_leaves_nothing(tmp_path: Path) -> None:
+    """A token whose embedding is damaged: what its keys and values leave in the cache must reach nobody."""
+    served = ServedModel.load(config_for(save_model(tmp_path / "model")), gpu=False)
+    embeddings, head = served.lm.get_input_embeddings(), served.lm.get_output_embeddings()
+    head.weight = torch.nn.Parameter(head.weight.detach().clone())  # they may be one
+    sound = [tuple(token for token in prompt if token != 3) or (1,) for prompt in prompts(served, 12)]
+    wanted = [reference(served, prompt, 30) for prompt in sound]
+    with torch.no_grad():
+        embeddings.weight[3] = float("nan")
+    engine = Engine(served, max_batch=8, max_queue=100)
+
+    async def one(prompt: tuple[int, ...]) -> list[int]:
+        pieces = await collect(engine, Generation(prompt, 30, temperature=0, logprobs=0, ignore_end=True))
+        return [told.token for piece in pieces for told in piece.logprobs]
+
+    asked = [prompt for pair in zip([(*sound[0], 3, 5)] * len(sound), sound, strict=True) for prompt in pair]
+    found = await asyncio.gather(*map(one, asked), return_exceptions=True)
+    assert all(isinstance(one, EngineFailed) and "no finite numbers" in str(one) for one in found[::2])
+    assert found[1::2] == wanted
+    assert await asyncio.gather(*map(one, sound)) == wanted
+    assert engine.failure is None
+    engine.close()
+
+
+def test_a_model_without_numbers_is_found_when_it_is_loaded(tmp_path: Path) -> None:
+    served = ServedModel.load(config_for(save_model(tmp_path / "model")), gpu=False)
+    with torch.no_grad():
+        served.lm.get_decoder().norm.weight.fill_(float("nan"))
+    engine = Engine(served, max_batch=2, max_queue=2)
+    with pytest.raises(EngineFailed, match="the weights are damaged"):
+        warm_up(engine)
+    engine.close()
+
+
 async def test_embeddings_are_means_of_length_one(engine: Engine, served: ServedModel) -> None:
     tokens = [5, 6, 7]
     found = torch.tensor(await engine.call(lambda model: model.embed(tokens)))

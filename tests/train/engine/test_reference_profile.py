@@ -119,7 +119,7 @@ def test_losses_and_answers_are_those_of_the_exported_model(tmp_path: Path) -> N
         read = torch.tensor([tokenizer.encode(text, split_special_tokens=True)[:64]])  # what the model is built for
         assert loss == pytest.approx(lm(read, labels=read).loss.item(), abs=1e-4)
     outputs = model.outputs(texts)
-    assert (outputs["prompts"], outputs["maxTokens"]) == (64, 32)
+    assert (outputs["prompts"], outputs["maxTokens"]) == (16, 32)
     assert 1 <= outputs["tokens"][0] <= outputs["tokens"][-1] <= 32
     assert 0 < outputs["entropy"][0] < outputs["entropy"][-1] <= math.log(lm.config.vocab_size)
     assert outputs == ExportedModel(tmp_path / "model").outputs(texts)
@@ -128,7 +128,7 @@ def test_losses_and_answers_are_those_of_the_exported_model(tmp_path: Path) -> N
     save(lm, tmp_path / "model")
     even = ExportedModel(tmp_path / "model").outputs(texts)
     assert even["entropy"] == pytest.approx([math.log(lm.config.vocab_size)] * 7, abs=1e-4)
-    assert even["ended"] < 64
+    assert even["ended"] < 16
 
 
 def test_a_model_that_cannot_be_asked_costs_the_losses_and_not_the_profile(
