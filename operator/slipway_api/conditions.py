@@ -126,6 +126,7 @@ WATCHER_STARTING = "WatcherStarting"
 # Why a candidate is rolled back.
 ERROR_RATE_TOO_HIGH = "ErrorRateTooHigh"
 LATENCY_TOO_HIGH = "LatencyTooHigh"
+QUALITY_TOO_LOW = "QualityTooLow"
 CANDIDATE_FAILED = "CandidateFailed"
 CANDIDATE_NOT_READY = "CandidateNotReady"
 ABORTED = "Aborted"

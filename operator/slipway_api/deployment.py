@@ -200,14 +200,19 @@ class CanaryStep(ApiModel):
 class Analysis(ApiModel):
     """When a candidate is worse than the stable version, so that it is rolled back.
 
-    Error rates are compared by confidence sequences that hold at any time (Robbins 1970), so looking often is free.
+    Rates are compared by confidence sequences that hold at any time (Robbins 1970), so looking often is free.
     """
 
     confidence: Literal["0.9", "0.95", "0.99"] = Field(
-        default="0.95", description="Of the statement that the candidate's error rate is higher."
+        default="0.95", description="Of the statement that one of the candidate's rates is higher."
     )
     error_margin: Decimal = Field(
         default="0.01", description="How much higher the candidate's error rate may be, as a part of the requests."
+    )
+    quality_margin: Decimal = Field(
+        default="0.05",
+        description="How much larger the part of the candidate's answers that clients judged bad may be (by "
+        "/v1/feedback: rated 0 or less, or corrected without a rating), of those that they judged.",
     )
     max_latency_ratio: Decimal = Field(
         default="2",

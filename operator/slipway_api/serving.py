@@ -140,8 +140,8 @@ class VersionStatistics(ApiModel):
     cold_start_seconds: float | None = Field(
         default=None, description="What the last request that came while no replica ran waited for one."
     )
-    feedback_count: int = Field(default=0, ge=0)
-    feedback_positive: int = Field(default=0, ge=0)
+    judged: int = Field(default=0, ge=0, description="Answers that clients rated or corrected.")
+    bad: int = Field(default=0, ge=0, description="Of these: rated 0 or less, or corrected without a rating.")
 
 
 class ServingReport(ApiModel):

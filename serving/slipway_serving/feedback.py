@@ -27,6 +27,7 @@ class FeedbackLog:
     def __init__(self, directory: str | None) -> None:
         self._storage = Storage(directory, field="feedback") if directory else None
         self._requests: OrderedDict[str, str] = OrderedDict()  # request id -> version
+        self._judged: set[str] = set()  # of these
         self._entries: queue.Queue[dict[str, Any]] = queue.Queue(_WAITING)
         self.lost = 0
         if self._storage is not None:
@@ -36,7 +37,7 @@ class FeedbackLog:
         """An answer was given."""
         self._requests[request_id] = version
         while len(self._requests) > _REMEMBERED:
-            self._requests.popitem(last=False)
+            self._judged.discard(self._requests.popitem(last=False)[0])
 
     def version_of(self, request_id: str) -> str:
         """Which version answered. Raises ApiError 404."""
@@ -49,6 +50,13 @@ class FeedbackLog:
                 f"no answer with the id {request_id!r} is known here: it is not recent, or another replica's",
                 param="request_id",
             ) from None
+
+    def first_verdict(self, request_id: str) -> bool:
+        """Whether nobody has judged this answer before; from now on somebody has."""
+        if request_id in self._judged:
+            return False
+        self._judged.add(request_id)
+        return True
 
     def add(self, entry: dict[str, Any]) -> None:
         """Take note; written soon."""

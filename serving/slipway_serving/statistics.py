@@ -45,8 +45,8 @@ class _Version:
     first_token: Recent = field(default_factory=Recent)
     cold_start: float | None = None
     newest_birth: float = -math.inf
-    feedback: int = 0
-    positive: int = 0
+    judged: int = 0
+    bad: int = 0
 
 
 class Statistics:
@@ -64,6 +64,9 @@ class Statistics:
         )
         self._between = Histogram("slipway_inter_token_seconds", "", version, registry=self.registry, buckets=_SECONDS)
         self._whole = Histogram("slipway_request_seconds", "", version, registry=self.registry, buckets=_SECONDS)
+        self._judged = Counter(
+            "slipway_judged_answers", "Answers with feedback.", ["version", "verdict"], registry=self.registry
+        )
         self._cold = Gauge("slipway_cold_start_seconds", "The last cold start.", version, registry=self.registry)
         self._ongoing = Gauge("slipway_ongoing_requests", "Requests at work.", version, registry=self.registry)
         self._weight = Gauge("slipway_version_weight", "Percent of the requests.", version, registry=self.registry)
@@ -120,11 +123,12 @@ class Statistics:
         counted.cold_start = max(counted.cold_start or 0.0, seconds)
         self._cold.labels(version).set(counted.cold_start)
 
-    def heard(self, version: str, *, positive: bool | None) -> None:
+    def judged(self, version: str, *, bad: bool) -> None:
         """Somebody has said what they think of an answer."""
         counted = self._of(version)
-        counted.feedback += 1
-        counted.positive += positive is True
+        counted.judged += 1
+        counted.bad += bad
+        self._judged.labels(version, "bad" if bad else "good").inc()
 
     def told(self) -> list[VersionStatistics]:
         """All versions, for the operator. Times in milliseconds."""
@@ -144,8 +148,8 @@ class Statistics:
                 first_token_p50_ms=milliseconds(one.first_token, 50),
                 first_token_p99_ms=milliseconds(one.first_token, 99),
                 cold_start_seconds=one.cold_start,
-                feedback_count=one.feedback,
-                feedback_positive=one.positive,
+                judged=one.judged,
+                bad=one.bad,
             )
             for name, one in list(self._versions.items())[-8:]
         ]

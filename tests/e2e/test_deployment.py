@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import shutil
 import threading
 import time
 import urllib.request
@@ -14,6 +15,8 @@ from typing import Any
 import openai
 import psutil
 import pytest
+from safetensors.torch import load_file, save_file
+from tokenizers import Tokenizer
 
 from slipway_jobs.compress.kernels import int8_linear
 from slipway_local.processes import marked
@@ -230,14 +233,44 @@ def test_a_compressed_version_takes_over_and_its_weights_are_made_once(
     stack.apply(deployment(model, compression=asked))
 
 
+def damaged(model: Path, target: Path, prompt: str) -> Path:
+    """A copy that loads, answers its warm-up, and fails at the tokens of this prompt: their embeddings are NaN."""
+    shutil.copytree(model, target)
+    tokens = Tokenizer.from_file(str(target / "tokenizer.json")).encode(prompt).ids
+    weights = load_file(target / "model.safetensors")
+    embeddings = weights["model.embed_tokens.weight"]
+    weights.setdefault("lm_head.weight", embeddings.clone())
+    embeddings[tokens] = float("nan")
+    save_file(weights, target / "model.safetensors", {"format": "pt"})
+    config = json.loads((target / "config.json").read_text())
+    (target / "config.json").write_text(json.dumps(config | {"tie_word_embeddings": False}))
+    return target
+
+
+def test_a_candidate_that_answers_errors_is_taken_back_and_no_client_sees_one(
+    stack: Stack, served: dict[str, Any], tmp_path: Path
+) -> None:
+    before = stack.status(NAME, "deployments")["version"]
+    model = damaged(Path(stack.status("second")["model"]["uri"]), tmp_path / "damaged", "Node 1 ")
+    canary = {"steps": [{"weight": 50, "pauseSeconds": 120}], "progressDeadlineSeconds": 120}
+    stack.apply(deployment({"uri": str(model)}, canary=canary))
+    with Traffic(served["url"]) as traffic:
+        status = stack.wait(NAME, lambda s: s.get("rejected"), 150, "deployments")
+    assert status["version"] == before
+    assert status["rejected"][0]["reason"] == "ErrorRateTooHigh"
+    assert condition(status, "Degraded")[1] == "RolledBack"
+    assert traffic.failures == []  # it fails before its first token, and the stable version answers
+    assert set(traffic.versions) == {before}
+
+
 def test_a_candidate_that_cannot_load_is_taken_back(stack: Stack, served: dict[str, Any], tmp_path: Path) -> None:
     before = stack.status(NAME, "deployments")["version"]
     (tmp_path / "config.json").write_text("{}")
     stack.apply(deployment({"uri": str(tmp_path)}))
     with Traffic(served["url"]) as traffic:
-        status = stack.wait(NAME, lambda s: s.get("rejected"), 150, "deployments")
+        status = stack.wait(NAME, lambda s: len(s.get("rejected") or ()) == 2, 150, "deployments")
     assert status["version"] == before
-    assert status["rejected"][0]["reason"] == "CandidateFailed"
+    assert status["rejected"][0]["reason"] == "CandidateFailed", status["rejected"]
     assert condition(status, "Degraded")[1] == "RolledBack"
     assert traffic.failures == []
     assert set(traffic.versions) == {before}

@@ -208,8 +208,9 @@ class _Endpoint:
             raise ApiError(400, "invalid_parameter", "give a rating, a label or a corrected answer")
         router = self._router()
         version = router.feedback.version_of(asked.request_id)
-        positive = None if asked.rating is None else asked.rating > 0
-        router.statistics.heard(version, positive=positive)
+        verdict = asked.rating is not None or asked.corrected is not None  # a label alone is none
+        if verdict and router.feedback.first_verdict(asked.request_id):
+            router.statistics.judged(version, bad=asked.rating is None or asked.rating <= 0)
         entry = {**asked.model_dump(exclude_none=True), "version": version, "time": int(1000 * time.time())}
         router.feedback.add(entry)
         router.capture.heard(entry)

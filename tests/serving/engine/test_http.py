@@ -319,8 +319,22 @@ async def test_feedback_is_joined_by_id_and_kept(replica: EngineReplica, tmp_pat
     (file,) = folder.glob("*.jsonl")
     entry = json.loads(file.read_text())
     assert {k: entry[k] for k in body} == body
-    assert world.router.statistics.told()[0].feedback_positive == 1
     assert (await world.post("/v1/feedback", {"request_id": "mine"})).status_code == 400
+
+
+async def test_each_answer_is_judged_once_and_a_label_is_no_verdict(world: World) -> None:
+    for name, entries in {
+        "good": [{"rating": 0.5}, {"rating": -1}],  # the second one is not counted
+        "bad": [{"label": "x"}, {"corrected": "better"}],
+        "unsaid": [{"label": "x"}],
+    }.items():
+        await world.post("/v1/completions", BODY, **{"x-request-id": name})
+        for entry in entries:
+            assert (await world.post("/v1/feedback", {"request_id": name, **entry})).status_code == 200
+    (told,) = world.router.statistics.told()
+    assert (told.judged, told.bad) == (2, 1)
+    metrics = (await world.client.get("/metrics")).text
+    assert f'slipway_judged_answers_total{{verdict="bad",version="{told.name}"}} 1.0' in metrics
 
 
 _WORDS = {

@@ -69,6 +69,37 @@ def test_a_broken_candidate_is_found_within_a_few_requests() -> None:
     assert "10 of 10 requests failed, 0 of 500" in found.message
 
 
+def test_answers_that_clients_judge_bad_count_like_errors() -> None:
+    candidate, stable = Tally(1000, 0, judged=60, bad=40), Tally(1000, 0, judged=200, bad=20)
+    found = worse(candidate, stable, Analysis())
+    assert found is not None
+    assert found.reason == c.QUALITY_TOO_LOW
+    assert "40 of 60 answers with feedback were bad, 20 of 200 with the stable version" in found.message
+    assert "qualityMargin 0.05" in found.message
+    assert worse(candidate, Tally(1000, 0), Analysis()) is None, "nobody has judged the stable version"
+    assert worse(Tally(1000, 0), stable, Analysis()) is None
+    assert worse(candidate, stable, Analysis(quality_margin="0.9")) is None
+
+
+def test_both_rates_together_keep_the_confidence() -> None:
+    draws = random.Random(2)
+    rejected = 0
+    for _ in range(100):
+        sides = [[0, 0, 0, 0], [0, 0, 0, 0]]
+        for n in range(300):
+            for side in sides:
+                side[0] += 1
+                side[1] += draws.random() < 0.05
+                side[2] += 1
+                side[3] += draws.random() < 0.3
+            if n % 10 == 0:
+                candidate, stable = (Tally(one[0], one[1], judged=one[2], bad=one[3]) for one in sides)
+                if worse(candidate, stable, Analysis(error_margin="0", quality_margin="0")):
+                    rejected += 1
+                    break
+    assert rejected <= 5
+
+
 def test_the_margin_is_granted() -> None:
     tallies = Tally(2000, 60), Tally(2000, 2)
     assert worse(*tallies, Analysis(error_margin="0")) is not None

@@ -323,6 +323,18 @@ def test_a_candidate_that_answers_errors_is_rolled_back() -> None:
     assert world.tallies[new].requests < 40
 
 
+def test_a_candidate_whose_answers_are_disliked_is_rolled_back() -> None:
+    world = rolling()
+    old, new = world.stable(), world.candidate()
+    assert new is not None
+    world.tallies = {old: Tally(400, 0, judged=100, bad=10), new: Tally(100, 0, judged=40, bad=30)}
+    world.run()
+    assert world.stable() == old
+    assert world.status is not None
+    assert world.status["rejected"][0]["reason"] == c.QUALITY_TOO_LOW
+    assert world.candidate() is None
+
+
 def test_a_candidate_as_good_as_the_stable_version_takes_over_under_traffic() -> None:
     world, draws = rolling(), random.Random(0)
     new = world.candidate()

@@ -1,13 +1,15 @@
 """Whether a candidate is worse than the stable version: the comparison that rolls back. Pure.
 
-It is asked again with every report, so an ordinary test would sooner or later reject any candidate. Error rates are
-therefore held against confidence *sequences*, which hold at all times together: the Bernoulli mixture martingale of
-Robbins (1970, https://doi.org/10.1214/aoms/1177696786) with a uniform prior over the rate. For k errors in n requests
+Two rates are compared: of requests that failed, and, where clients send feedback, of answers that were judged bad. That
+is done again with every report, so an ordinary test would sooner or later reject any candidate. The rates are therefore
+held against confidence *sequences*, which hold at all times together: the Bernoulli mixture martingale of Robbins
+(1970, https://doi.org/10.1214/aoms/1177696786) with a uniform prior over the rate. For k errors in n requests
 
     M_n(p) = B(k + 1, n - k + 1) / (p^k (1 - p)^(n - k))
 
 is a martingale under the rate p, so by Ville's inequality {p : M_n(p) < 1 / alpha} covers the true rate at all n with
-probability 1 - alpha. Two sequences of alpha / 2 each that lie apart say that the rates differ.
+probability 1 - alpha. Two sequences of alpha / 2 each that lie apart say that the rates differ; with two rates, each
+comparison has half of what `confidence` leaves (Bonferroni).
 """
 
 from __future__ import annotations
@@ -15,6 +17,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Literal
 
 from slipway_api import conditions as c
 from slipway_api.deployment import Analysis
@@ -24,12 +27,14 @@ _BISECTIONS = 60
 
 @dataclass(frozen=True)
 class Tally:
-    """What a version has answered so far. Latency in milliseconds; None: unknown."""
+    """What a version has answered so far, and what clients thought of it. Latency in milliseconds; None: unknown."""
 
     requests: int = 0
     errors: int = 0
     latency_p99_ms: float | None = None
     cold_start_seconds: float | None = None
+    judged: int = 0
+    bad: int = 0
 
 
 @dataclass(frozen=True)
@@ -58,19 +63,30 @@ def error_rate_interval(errors: int, requests: int, alpha: float) -> tuple[float
 
 def worse(candidate: Tally, stable: Tally, analysis: Analysis) -> Worse | None:
     """Why the candidate is worse, or None while nothing speaks against it."""
-    alpha = (1 - float(analysis.confidence)) / 2
-    low, _ = error_rate_interval(candidate.errors, candidate.requests, alpha)
-    _, high = error_rate_interval(stable.errors, stable.requests, alpha)
-    margin = float(analysis.error_margin)
-    # A stable version that gets no requests any more says nothing: what it is sure to be below is then 1.
-    if low > high + margin:
-        return Worse(
-            c.ERROR_RATE_TOO_HIGH,
-            f"{candidate.errors} of {candidate.requests} requests failed, {stable.errors} of {stable.requests} with "
-            f"the stable version: the rate is at least {low:.1%} against at most {high:.1%} (spec.canary.analysis: "
-            f"confidence {analysis.confidence}, errorMargin {analysis.error_margin})",
-        )
+    errors = _apart((candidate.errors, candidate.requests), (stable.errors, stable.requests), analysis, "error")
+    if errors is not None:
+        return Worse(c.ERROR_RATE_TOO_HIGH, f"{candidate.errors} of {candidate.requests} requests failed, {errors}")
+    bad = _apart((candidate.bad, candidate.judged), (stable.bad, stable.judged), analysis, "quality")
+    if bad is not None:
+        return Worse(c.QUALITY_TOO_LOW, f"{candidate.bad} of {candidate.judged} answers with feedback were bad, {bad}")
     return _slower(candidate, stable, analysis)
+
+
+def _apart(
+    candidate: tuple[int, int], stable: tuple[int, int], analysis: Analysis, which: Literal["error", "quality"]
+) -> str | None:
+    """How far the candidate's rate is above the stable version's, if that is beyond chance and margin; else None."""
+    alpha = (1 - float(analysis.confidence)) / 4
+    low, _ = error_rate_interval(*candidate, alpha)
+    _, high = error_rate_interval(*stable, alpha)
+    margin = analysis.error_margin if which == "error" else analysis.quality_margin
+    # A stable version that gets no requests any more says nothing: what it is sure to be below is then 1.
+    if low <= high + float(margin):
+        return None
+    return (
+        f"{stable[0]} of {stable[1]} with the stable version: the rate is at least {low:.1%} against at most "
+        f"{high:.1%} (spec.canary.analysis: confidence {analysis.confidence}, {which}Margin {margin})"
+    )
 
 
 def _slower(candidate: Tally, stable: Tally, analysis: Analysis) -> Worse | None:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from slipway_api.drift import DriftStatus
 from slipway_api.serving import ServingReport, VersionStatistics
@@ -22,7 +22,7 @@ _SILENT_SECONDS = 60.0
 @dataclass
 class _Endpoint:
     replicas: dict[str, tuple[float, ServingReport]] = field(default_factory=dict)  # replica -> (heard at, report)
-    gone: dict[str, tuple[int, int]] = field(default_factory=dict)  # version -> (requests, errors) of replaced replicas
+    gone: dict[str, Tally] = field(default_factory=dict)  # version -> counts of replaced replicas
     drift: tuple[int, DriftStatus] | None = None  # (sequence, report) of the watcher
 
 
@@ -58,12 +58,12 @@ class ServingReports:
         self._endpoints.pop(uid, None)
 
     def tallies(self, uid: str) -> dict[str, Tally]:
-        """Version -> its requests and errors over all replicas, and the highest 99th percentile of those that live."""
+        """Version -> its counts over all replicas, and the highest 99th percentile of those that live."""
         endpoint = self._endpoints.get(uid)
         if endpoint is None:
             return {}
         self._bury(endpoint)
-        sums = {version: Tally(*counts) for version, counts in endpoint.gone.items()}
+        sums = dict(endpoint.gone)
         for _, report in endpoint.replicas.values():
             for statistics in report.versions:
                 sums[statistics.name] = _add(sums.get(statistics.name, Tally()), statistics)
@@ -74,8 +74,8 @@ class ServingReports:
         for name in silent:
             _, report = endpoint.replicas.pop(name)
             for one in report.versions:
-                requests, errors = endpoint.gone.get(one.name, (0, 0))
-                endpoint.gone[one.name] = (requests + one.requests, errors + one.errors)
+                counts = _add(endpoint.gone.get(one.name, Tally()), one)
+                endpoint.gone[one.name] = replace(counts, latency_p99_ms=None, cold_start_seconds=None)
 
 
 def _add(tally: Tally, one: VersionStatistics) -> Tally:
@@ -84,6 +84,8 @@ def _add(tally: Tally, one: VersionStatistics) -> Tally:
         tally.errors + one.errors,
         _highest(tally.latency_p99_ms, one.latency_p99_ms),
         _highest(tally.cold_start_seconds, one.cold_start_seconds),
+        tally.judged + one.judged,
+        tally.bad + one.bad,
     )
 
 
