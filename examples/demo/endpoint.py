@@ -36,8 +36,8 @@ def in_words(now: dict[str, Any]) -> str:
 
 def over(now: dict[str, Any], before: str) -> bool:
     """Whether the rollout is, one way or the other."""
-    taken = now["stable"]["version"] != before and not now.get("candidate") and not now.get("retiring")
-    return bool(taken) or condition(now, "Degraded").get("status") == "True"
+    taken = now["stable"]["version"] != before and not now.get("candidate")
+    return taken or condition(now, "Degraded").get("status") == "True"
 
 
 def compress(found: dict[str, Any]) -> tuple[dict[str, Any], Traffic]:
