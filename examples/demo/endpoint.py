@@ -21,8 +21,8 @@ def serve() -> dict[str, Any]:
     found = status(NAME)
     client = openai.OpenAI(base_url=f"{found['url']}/v1", api_key="none is asked for")
     prompt = "import json\n\ndef "
-    answer = client.completions.create(model="stdlib", prompt=prompt, max_tokens=24, temperature=0)
-    print(f"\n>>> client.completions.create(model='stdlib', prompt={prompt!r}, max_tokens=24, temperature=0)")
+    answer = client.completions.create(model="stdlib", prompt=prompt, max_tokens=24, temperature=0.7, seed=1)
+    print(f"\n>>> client.completions.create(model='stdlib', prompt={prompt!r}, max_tokens=24, temperature=0.7, seed=1)")
     print(f"{prompt}{answer.choices[0].text}\n({answer.usage.completion_tokens if answer.usage else '?'} tokens)")
     return found
 

@@ -73,6 +73,7 @@ def test_the_official_client(stack: Stack, served: dict[str, Any]) -> None:
     whole = client.completions.create(model=NAME, prompt="Node 1 ", max_tokens=8, temperature=0)
     pieces = client.completions.create(model=NAME, prompt="Node 1 ", max_tokens=8, temperature=0, stream=True)
     assert "".join(piece.choices[0].text for piece in pieces) == whole.choices[0].text
+    assert [process.nice() for process in engines(stack)] == [0]  # training, at 15, gives way
     assert len(client.embeddings.create(model=NAME, input="Node 1").data[0].embedding) == 64
     with pytest.raises(openai.BadRequestError, match="no chat template"):
         client.chat.completions.create(model=NAME, messages=[{"role": "user", "content": "hi"}])

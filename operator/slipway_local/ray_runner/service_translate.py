@@ -53,7 +53,7 @@ def translate_service(request: RayServiceRequest, objects: Objects, place: Place
         request.config,
         prefix=prefix_of(metadata["namespace"], metadata["name"], metadata["uid"]),
         route=route_of(metadata["namespace"], metadata["name"]),
-        variables=variables,
+        variables={**_PRIORITY, **variables},
         runtime={SERVICE_MARK: place.mark},
     )
     return ServicePlan(
@@ -61,6 +61,12 @@ def translate_service(request: RayServiceRequest, objects: Objects, place: Place
         files=dict(around.files),
         directories=around.directories,
     )
+
+
+# Ray gives every worker a niceness of 15, but not before it has imported what it needs: until then a new one (of a
+# candidate that loads, of a training run) would keep both cores from the replicas that answer, for seconds. Training
+# keeps the 15.
+_PRIORITY = {"RAY_worker_niceness": "0"}
 
 
 def _plain(around: Surroundings) -> dict[str, Any]:

@@ -197,6 +197,7 @@ def test_names_and_routes_become_the_services_own() -> None:
         "B": "pod",
         APPLICATION_PREFIX: prefix,
         SERVICE_MARK: "scope/0123456789ab",
+        "RAY_worker_niceness": "0",
     }
 
 
