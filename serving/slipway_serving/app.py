@@ -4,7 +4,7 @@ Thin: the rules of a router are in router.py, those of an engine in replica.py, 
 its model in a thread of its own, so that health checks are answered while it computes.
 
 Every process of every application imports this module, and so does the task that Serve builds an application in: torch
-and scipy (3.5 s of CPU, 450 MiB) are imported only by the replicas that compute with them.
+and scipy, seconds of CPU and hundreds of MiB, are imported only by the replicas that compute with them.
 """
 
 from __future__ import annotations
