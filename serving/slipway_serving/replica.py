@@ -2,8 +2,8 @@
 
 Requests arrive as plain dicts that the router has checked; what only the tokenizer knows (how long a prompt is, whether
 there is a chat template) is checked here. What comes back first is `{"error": ...}`, so that the router can still ask
-another version, or `{"start": ...}` together with the first piece, which so waits for one message and not for two. After
-it come pieces.
+another version, or `{"start": ...}` together with the first piece, which so waits for one message and not for two.
+After it come pieces.
 """
 
 from __future__ import annotations
