@@ -29,6 +29,7 @@ import psutil  # type: ignore[import-untyped]
 
 from slipway_local.processes import ProcessRef, in_session, marked, read_json, stop, write_json, write_private
 from slipway_local.ray_runner import serve_proxy
+from slipway_local.ray_runner.fork_server import start as fork_server_start
 from slipway_local.ray_runner.errors import RayStartFailed, RayUnavailable
 from slipway_local.ray_runner.jobs_api import JobsApi, Machine
 
@@ -82,6 +83,8 @@ class RayHead:
         self._environment = os.environ if environment is None else environment
         self.temp_dir = _temp_dir(self._folder)
         """Ray's own directory; `purge` removes it."""
+        self.fork_dir = self.temp_dir.parent / "fork"
+        """Of the process that Ray's workers are forked from; its log is there as well."""
         self._proxy_dir = serve_proxy.directory_for(self._folder)
         self.bin_dir = Path(sys.executable).absolute().parent
 
@@ -114,7 +117,7 @@ class RayHead:
         """Starts a new head and waits until it takes jobs. Raises RayStartFailed; nothing is left running then."""
         await self.stop()
         self._remove_old_sessions()
-        for folder in (self._folder, self._log.parent, self.temp_dir.parent, self._proxy_dir):
+        for folder in (self._folder, self._log.parent, self.temp_dir.parent, self.fork_dir, self._proxy_dir):
             _make_private(folder)
         self.temp_dir.mkdir(exist_ok=True)
         mark = secrets.token_hex(8)
@@ -177,7 +180,7 @@ class RayHead:
         port, client_port = _free_ports(2)
         self.token  # noqa: B018 - the file must be there before Ray looks for it
         command = [
-            str(self.bin_dir / "ray"),
+            *(sys.executable, "-P", "-m", fork_server_start.__name__, str(self.fork_dir)),
             *("start", "--head", "--disable-usage-stats"),
             *("--node-ip-address", "127.0.0.1", "--port", "0"),
             *("--dashboard-host", "127.0.0.1", "--dashboard-port", str(port), "--include-dashboard", "true"),

@@ -1,0 +1,60 @@
+"""`ray start` with a template beside it: `python -m slipway_local.ray_runner.fork_server.start DIRECTORY RAY-ARGUMENTS...`.
+
+Both are in the session of this process, by which a head is found when it must be gone. Ray starts its workers with
+`sys.executable`, which names a script in the directory from here on.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any, NoReturn
+
+from slipway_local.ray_runner.fork_server import request, template
+
+_SCRIPT = """\
+#!/bin/sh
+case "$1" in
+*/setup_worker.py | */default_worker.py) exec {python} -I -S {request} {socket} {python} "$@" ;;
+esac
+exec {python} "$@"
+"""
+
+
+def main() -> NoReturn:
+    """Ends as `ray start` does."""
+    directory, *arguments = sys.argv[1:]
+    sys.executable = launch(Path(directory), sys.executable)
+    sys.argv = ["ray", *arguments]
+    scripts: Any = importlib.import_module("ray.scripts.scripts")
+    sys.exit(scripts.main())
+
+
+def launch(directory: Path, python: str) -> str:
+    """Start the template, which writes its log to the directory; the interpreter to start workers with.
+
+    A worker that comes before the template listens is started by itself.
+    """
+    path = directory / "template.sock"
+    path.unlink(missing_ok=True)
+    with (directory / "template.log").open("wb") as output:
+        subprocess.Popen(
+            [python, "-P", "-m", template.__name__, path, python, *template.MODULES],
+            env=template.environment_with_room(os.environ),
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+        )
+    names = {"python": python, "request": request.__file__, "socket": str(path)}
+    script = directory / "python"
+    script.write_text(_SCRIPT.format(**{name: shlex.quote(str(value)) for name, value in names.items()}))
+    script.chmod(0o700)
+    return str(script)
+
+
+if __name__ == "__main__":
+    main()
