@@ -4,6 +4,7 @@
 
 Starts a control plane of its own in a temporary folder and stops it at the end. The job: 2 FSDP workers, a small model,
 on the standard library's json and asyncio packages. "first" prepares the data; the others find their tokens cached.
+At the end the template that workers are forked from (docs/local-control-plane.md) is killed: runs without it.
 Targets on 2 cores: API server and operator answer <= 2.5 s, apply to first step <= 20 s, operator <= 200 MiB.
 """
 
@@ -78,6 +79,17 @@ def first_step_after(home: Path, name: str) -> float:
     return moment - applied
 
 
+def kill_template(home: Path) -> int:
+    """From now on each worker is a Python of its own. What the template had: resident bytes that nobody shares."""
+    for process in psutil.process_iter(["cmdline", "environ"]):
+        mine = (process.info["environ"] or {}).get("SLIPWAY_HOME") == str(home)
+        if mine and "slipway_local.ray_runner.fork_server.template" in (process.info["cmdline"] or []):
+            unshared = int(process.memory_full_info().uss)
+            process.kill()
+            return unshared
+    sys.exit("there is no template of Ray workers")
+
+
 def control_plane_answers(home: Path) -> tuple[float, int]:
     """Seconds until API server and operator (without Ray) are ready, and the operator's resident bytes."""
     home.mkdir()
@@ -133,6 +145,8 @@ def main() -> None:
             again = time.monotonic() - started
             cold = first_step_after(home, "cold")
             warm = [first_step_after(home, f"warm-{i}") for i in range(repeats)]
+            template = kill_template(home)
+            single = [first_step_after(home, f"single-{i}") for i in range(repeats)]
         finally:
             slipway(home, "down")
     rows = [
@@ -142,6 +156,8 @@ def main() -> None:
         ("slipway up, already up", again, "s", None),
         ("apply to first step, data prepared", cold, "s", 20),
         ("apply to first step, tokens cached (median)", statistics.median(warm), "s", 20),
+        ("the same without the template (median)", statistics.median(single), "s", None),
+        ("template of Ray workers, unshared", template / 2**20, "MiB", None),
     ]
     print(f"{os.cpu_count()} CPUs, Python {sys.version.split()[0]}, {repeats} repeats")
     for name, value, unit, target in rows:

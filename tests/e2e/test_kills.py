@@ -63,7 +63,7 @@ VICTIMS: dict[str, Callable[[Stack], list[Any]]] = {
     "driver": lambda stack: [p for p in stack.processes("-m slipway_jobs.train") if "python" in p.name()][-1:],
     "operator": lambda stack: stack.processes("-m slipway_operator"),
     "apiserver": lambda stack: stack.processes("slipway_local.apiserver"),
-    "runner": lambda stack: stack.processes("slipway_local.ray_runner"),
+    "runner": lambda stack: stack.processes("-m slipway_local.ray_runner --"),
     "supervisor": lambda stack: stack.processes("slipway_local.supervisor"),
 }
 

@@ -29,8 +29,8 @@ import psutil  # type: ignore[import-untyped]
 
 from slipway_local.processes import ProcessRef, in_session, marked, read_json, stop, write_json, write_private
 from slipway_local.ray_runner import serve_proxy
-from slipway_local.ray_runner.fork_server import start as fork_server_start
 from slipway_local.ray_runner.errors import RayStartFailed, RayUnavailable
+from slipway_local.ray_runner.fork_server import start as fork_server_start
 from slipway_local.ray_runner.jobs_api import JobsApi, Machine
 
 log = logging.getLogger(__name__)

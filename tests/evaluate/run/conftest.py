@@ -138,7 +138,9 @@ class RayHead:
             "OMP_NUM_THREADS": "1",
             "HF_HUB_OFFLINE": "1",
         }
-        command = [str(Path(sys.executable).with_name("ray")), "start", "--head", "--block", f"--port={port}"]
+        # As slipway_local starts it: with workers that are forks.
+        command = [sys.executable, "-P", "-m", "slipway_local.ray_runner.fork_server.start", self._folder.name]
+        command += ["start", "--head", "--block", f"--port={port}"]
         command += [f"--temp-dir={self._folder.name}", "--node-ip-address=127.0.0.1", "--num-cpus=2"]
         command += [f"--ray-client-server-port={client_port}", "--min-worker-port=0", "--max-worker-port=0"]
         command += ["--include-dashboard=false", "--disable-usage-stats", "--object-store-memory=100000000"]

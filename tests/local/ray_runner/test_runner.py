@@ -19,7 +19,7 @@ import psutil
 import pytest
 
 from slipway_local.processes import ProcessRef, marked, wait_gone
-from slipway_local.ray_runner.head import HEAD_MARK
+from slipway_local.ray_runner.head import HEAD_MARK, HeadOptions, RayHead
 from slipway_local.ray_runner.translate import MARK
 from slipway_operator.kube.client import Client
 from slipway_operator.kube.config import load_config
@@ -136,6 +136,36 @@ async def test_a_job_runs_and_everything_about_it_arrives(cluster: Cluster) -> N
     output = cluster.output("good")
     assert output[output.index("begin") + 1].startswith(str(Path(sys.executable).parent))
     assert output[-1] == "end"
+
+
+WORKER = """
+import json, os, psutil, ray, torch
+ray.init(log_to_driver=False, runtime_env={"env_vars": {"OF_THE_JOB": "${HOME}"}})
+
+@ray.remote(num_cpus=1)
+def look():
+    import sys
+    preloaded = "torch._dynamo" in sys.modules
+    command = " ".join(psutil.Process(os.getppid()).cmdline())
+    threads = torch.get_num_threads(), os.environ["OMP_NUM_THREADS"]
+    return preloaded, command, threads, os.environ["OF_THE_JOB"], os.nice(0)
+
+print("saw", json.dumps(ray.get(look.remote())))
+"""
+
+
+async def test_a_worker_is_a_fork_and_has_the_cpus_it_asked_for(cluster: Cluster, tmp_path: Path) -> None:
+    (tmp_path / "job.py").write_text(WORKER)
+    await cluster.create(rayjob("fork", f"echo begin; python {tmp_path / 'job.py'}"))
+    assert (await cluster.end("fork"))["jobStatus"] == "SUCCEEDED", cluster.output("fork")
+    saw = next(line for line in cluster.output("fork") if line.startswith("saw "))
+    preloaded, command, threads, of_the_job, nice = json.loads(saw.removeprefix("saw "))
+    template_log = (RayHead(cluster.world.state, HeadOptions(cpus=1)).fork_dir / "template.log").read_text()
+    assert preloaded, template_log
+    assert "fork_server.template" in command
+    assert threads == [1, "1"]
+    assert of_the_job == os.environ["HOME"]
+    assert nice == 15, "what Ray gives its workers"
 
 
 async def test_it_is_quick(cluster: Cluster) -> None:

@@ -1,4 +1,4 @@
-"""`ray start` with a template beside it: `python -m slipway_local.ray_runner.fork_server.start DIRECTORY RAY-ARGUMENTS...`.
+"""`ray start` with a template beside it: `python -m slipway_local.ray_runner.fork_server.start FOLDER ARGUMENTS...`.
 
 Both are in the session of this process, by which a head is found when it must be gone. Ray starts its workers with
 `sys.executable`, which names a script in the directory from here on.

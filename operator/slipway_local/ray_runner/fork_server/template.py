@@ -36,14 +36,40 @@ REFUSED = b"n"
 
 MODULES = (
     # Of every worker of Ray.
-    *("google.protobuf.descriptor_pb2", "grpc.aio", "jsonschema", "requests", "yaml", "click", "aiohttp.web", "pydantic"),
+    *(
+        "google.protobuf.descriptor_pb2",
+        "grpc.aio",
+        "jsonschema",
+        "requests",
+        "yaml",
+        "click",
+        "aiohttp.web",
+        "pydantic",
+    ),
     # Of ray.train and ray.serve.
-    *("numpy", "pandas", "pyarrow.parquet", "pyarrow.dataset", "fsspec", "fastapi", "uvicorn", "prometheus_client", "slipway_api.run", "slipway_api.serving"),
+    *(
+        "numpy",
+        "pandas",
+        "pyarrow.parquet",
+        "pyarrow.dataset",
+        "fsspec",
+        "fastapi",
+        "uvicorn",
+        "prometheus_client",
+        "slipway_api.run",
+        "slipway_api.serving",
+    ),
     # Of ranks, replicas and evaluations.
     *("torch", "torch.distributed.fsdp", "slipway_jobs.train.engine", "slipway_jobs.data"),
-    # Not its models: a process decides before it imports them whether transformers may use its optional packages
-    # (slipway_jobs.lean_transformers).
-    "transformers.utils",
+    # What transformers imports for its models, not these themselves: a process decides before it imports them whether
+    # transformers may use its optional packages (slipway_jobs.lean_transformers).
+    *(
+        "transformers.utils",
+        "accelerate",
+        "tokenizers.processors",
+        "torch._dynamo",
+        "torch.nn.attention.flex_attention",
+    ),
 )
 """What workers import, in the order in which a head needs it; nothing of Ray (see __init__.py)."""
 
