@@ -31,8 +31,8 @@ TRAINING = {
 STRATEGIES: dict[str, dict[str, Any]] = {"fsdp": {"fsdp": {}}, "ddp": {"ddp": {}}}
 
 
-def job(name: str, corpus: Path, strategy: dict[str, Any], steps: int = STEPS) -> dict[str, Any]:
-    model = {"fresh": {"hiddenSize": 128, "layers": 4, "heads": 4, "maxPositionEmbeddings": 128}}
+def job(name: str, corpus: Path, strategy: dict[str, Any], *, steps: int = STEPS, layers: int = 4) -> dict[str, Any]:
+    model = {"fresh": {"hiddenSize": 128, "layers": layers, "heads": 4, "maxPositionEmbeddings": 128}}
     made = train_job(name, corpus, training=TRAINING | {"steps": steps}, strategy=strategy, model=model)
     made["spec"]["checkpoint"] = {"everySteps": INTERVAL}
     return made
@@ -162,11 +162,12 @@ def wait_through_outage(stack: Stack, name: str) -> dict[str, Any]:
 
 
 def test_deepspeed_resumes_close(stack: Stack, corpus: Path) -> None:
-    strategy = {"deepspeed": {"stage": 3}}  # some five times slower than fsdp on a CPU, so fewer steps
-    stack.apply(job("calm-zero", corpus, strategy, steps=40))
+    # Some five times slower than fsdp on a CPU, and slower with each module: fewer steps of fewer layers.
+    strategy, size = {"deepspeed": {"stage": 3}}, {"steps": 40, "layers": 1}
+    stack.apply(job("calm-zero", corpus, strategy, **size))
     calm = stack.finish("calm-zero", timeout=300)
     assert calm["plan"]["strategy"].startswith("deepspeed(zero=3")
-    stack.apply(job("kill-zero", corpus, strategy, steps=40))
+    stack.apply(job("kill-zero", corpus, strategy, **size))
     stack.wait("kill-zero", lambda s: s.get("checkpoint", {}).get("step", 0) >= INTERVAL)
     VICTIMS["driver"](stack)[0].kill()
     status = stack.finish("kill-zero", timeout=300)
