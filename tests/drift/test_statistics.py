@@ -22,7 +22,7 @@ from slipway_jobs.drift.statistics import (
     kullback_leibler,
     population_stability,
 )
-from slipway_jobs.drift.statistics.distributions import kolmogorov_sf
+from slipway_jobs.drift.statistics.distributions import kolmogorov_one_sided_sf, kolmogorov_sf
 from slipway_jobs.drift.statistics.maximum_mean_discrepancy import (
     gamma_p_value,
     kernel,
@@ -107,6 +107,23 @@ def test_a_constant_reference_sees_both_sides() -> None:
     assert binning.counts_in(edges, np.array([2.0, 3.0, 4.0])).tolist() == [1, 1, 1]
 
 
+@pytest.mark.parametrize("shift", [-0.5, 0.0, 0.5])
+def test_only_a_rise_counts_on_one_side(shift: float) -> None:
+    generator = np.random.default_rng(11)
+    first, second = generator.normal(size=4000), generator.normal(shift, size=500)
+    edges = np.sort(np.concatenate([first, second]))  # a bin for each value: nothing is lost
+    counts = binning.counts_in(edges, first), binning.counts_in(edges, second)
+    rise = float(kolmogorov_smirnov.rises(*counts))
+    theirs = stats.ks_2samp(second, first, alternative="less", method="asymp")
+    assert rise == pytest.approx(theirs.statistic, abs=1e-12)
+    p_value = COMPARISONS["kolmogorovSmirnovGreater"].p_value
+    assert p_value is not None
+    judged = p_value(*counts, 0.05)
+    assert judged >= theirs.pvalue, "given the reference it has to be more careful"
+    assert (judged < 1e-6) == (shift > 0)
+    assert kolmogorov_one_sided_sf(0.1, 200) == pytest.approx(stats.ksone.sf(0.1, 200), rel=0.1)
+
+
 def test_binned_kolmogorov_smirnov_never_exceeds_the_exact_one() -> None:
     generator = np.random.default_rng(0)
     for _ in range(50):
@@ -161,7 +178,7 @@ def test_a_comparison_does_not_see_order_and_sees_a_change(name: str) -> None:
     generator = np.random.default_rng(3)
     test = COMPARISONS[name]
     reference = generator.multinomial(4000, [0.2] * 5)
-    same, other = generator.multinomial(500, [0.2] * 5), generator.multinomial(500, [0.4, 0.3, 0.1, 0.1, 0.1])
+    same, other = generator.multinomial(500, [0.2] * 5), generator.multinomial(500, [0.1, 0.1, 0.1, 0.3, 0.4])
     assert float(test.effect(reference, other)) > test.floor > float(test.effect(reference, same)) - 0.05
     assert float(test.statistic(reference, other)) > float(test.statistic(reference, same))
     assert float(test.distance(reference, reference)) == pytest.approx(0, abs=1e-7)

@@ -33,10 +33,22 @@ from slipway_jobs.drift.statistics import (
     population_stability,
 )
 from slipway_jobs.drift.statistics.binning import shares
-from slipway_jobs.drift.statistics.distributions import chi_square_quantile, chi_square_sf, kolmogorov_limit_sf
+from slipway_jobs.drift.statistics.distributions import (
+    chi_square_quantile,
+    chi_square_sf,
+    kolmogorov_limit_sf,
+    kolmogorov_one_sided_sf,
+)
 
 TestName = Literal[
-    "kolmogorovSmirnov", "chiSquare", "populationStability", "kullbackLeibler", "jensenShannon", "wasserstein", "mmd"
+    "kolmogorovSmirnov",
+    "kolmogorovSmirnovGreater",
+    "chiSquare",
+    "populationStability",
+    "kullbackLeibler",
+    "jensenShannon",
+    "wasserstein",
+    "mmd",
 ]
 Counts = NDArray[Any]
 
@@ -78,6 +90,13 @@ def _kolmogorov_smirnov_p(reference: Counts, window: Counts, level: float) -> fl
     return kolmogorov_limit_sf(distance, n) if distance > 0 else 1.0
 
 
+def _greater_p(reference: Counts, window: Counts, level: float) -> float:
+    """The same on one side, where Massart's bound is exp(-2·m·D²) for a level of at most 1/2."""
+    n, m = float(window.sum()), float(reference.sum())
+    error = math.sqrt(math.log(1 / min(level, 0.5)) / (2 * m))
+    return kolmogorov_one_sided_sf(float(kolmogorov_smirnov.rises(reference, window)) - error, n)
+
+
 def _chi_square_p(reference: Counts, window: Counts, level: float) -> float:
     """Both errors in the norm that divides by the pooled shares: its square times n is chi-square distributed."""
     first, second = chi_square.pooled(reference, window)
@@ -105,6 +124,15 @@ COMPARISONS: dict[str, Comparison] = {
             0.05,
             0.5,
             _kolmogorov_smirnov_p,
+        ),
+        Comparison(
+            "kolmogorovSmirnovGreater",
+            kolmogorov_smirnov.rises,
+            kolmogorov_smirnov.rises,
+            kolmogorov_smirnov.rises,
+            0.05,
+            0.5,
+            _greater_p,
         ),
         Comparison(
             "chiSquare", chi_square.statistics, chi_square.cohens_w, chi_square.cohens_w, 0.1, 0.5, _chi_square_p

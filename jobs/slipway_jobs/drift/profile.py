@@ -110,7 +110,7 @@ class ReferenceProfile:
         for name, sketch in sorted(self.layout.items()):
             shape = "number" if isinstance(sketch, Histogram) else "category"
             shape = "ranks" if isinstance(sketch, RankCounts) else shape
-            test = self.tests.get(name) or default_test(shape, sketch.counts.size)  # type: ignore[arg-type]
+            test = self.tests.get(name) or default_test(name, shape, sketch.counts.size)  # type: ignore[arg-type]
             found.append(Signal(name, kind_of(name), shape, test))  # type: ignore[arg-type]
         if len(self.embeddings) >= LEAST:
             found.append(Signal(EMBEDDING, kind_of(EMBEDDING), "embedding", "mmd"))
@@ -156,9 +156,8 @@ class ReferenceProfile:
             "byteTokens": self.vocabulary.byte_tokens,
             "unknownTokens": self.vocabulary.unknown_tokens,
             "categories": self.sample.categories,
+            "outputs": self.outputs,
         }
-        if self.outputs:  # else the digest is that of a profile from before there were any
-            document["outputs"] = self.outputs
         return json.dumps(document, sort_keys=True)
 
     def _arrays(self) -> bytes:
@@ -216,8 +215,11 @@ def _profile(document: dict[str, Any], data: bytes) -> ReferenceProfile:
         int(document["seen"]),
         int(document["seed"]),
         document["tests"],
-        dict(document.get("outputs", {})),
+        dict(document["outputs"]),
     )
+
+
+_ORDERED = {"kolmogorovSmirnov", "kolmogorovSmirnovGreater", "wasserstein"}
 
 
 def _check_tests(tests: dict[str, Any], signals: list[Signal]) -> None:
@@ -227,7 +229,7 @@ def _check_tests(tests: dict[str, Any], signals: list[Signal]) -> None:
             raise ProfileError(f"tests: {name!r} is no signal of this profile; it has {', '.join(by_name)}.")
         if test not in COMPARISONS or by_name[name].shape == "embedding":
             raise ProfileError(f"tests.{name}: {test!r} cannot judge it; choose one of {', '.join(COMPARISONS)}.")
-        if by_name[name].shape != "number" and test in {"kolmogorovSmirnov", "wasserstein"}:
+        if by_name[name].shape != "number" and test in _ORDERED:
             raise ProfileError(f"tests.{name}: {test} needs numbers with an order, and {name} has categories.")
         if by_name[name].shape == "ranks" and test == "chiSquare":
             raise ProfileError(f"tests.{name}: chiSquare needs independent counts; tokens of one text are not.")

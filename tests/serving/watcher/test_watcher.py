@@ -272,6 +272,13 @@ def test_the_model_knows_its_requests_less_well_though_they_look_the_same(knowin
     assert "<td>output.entropy</td><td class=n>0.125</td><td class=n>2.5</td>" in page
 
 
+def test_that_the_model_knows_its_requests_better_is_no_alarm(knowing: Watcher) -> None:
+    """As it does requests like its training documents: the reference's losses are of held-out ones."""
+    feed(knowing, prompts("prose", 8 * WINDOW), name="quiet", signals=told_with(1.4, 1))
+    assert (knowing.status().windows, knowing.status().active, knowing.status().alarms) == (8, [], [])
+    assert knowing._history.points["input.loss"][-1].effect == 0
+
+
 def test_what_an_engine_cannot_tell_is_left_out_and_no_alarm(knowing: Watcher) -> None:
     feed(knowing, prompts("prose", 6 * WINDOW))
     assert (knowing.status().windows, knowing.status().active) == (6, [])

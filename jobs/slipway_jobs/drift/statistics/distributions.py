@@ -52,3 +52,8 @@ def kolmogorov_limit_sf(distance: float, effective_size: float) -> float:
     """The same in the limit of many values (Kolmogorov 1933), with Stephens' correction for few: a few microseconds."""
     root = math.sqrt(effective_size)
     return float(special.kolmogorov((root + 0.12 + 0.11 / root) * distance))
+
+
+def kolmogorov_one_sided_sf(distance: float, size: float) -> float:
+    """P(D+ >= distance) for many values (Smirnov 1939): exp(-2·n·D²), half of the two-sided tail's first term."""
+    return math.exp(-2 * size * max(0.0, distance) ** 2)

@@ -44,3 +44,15 @@ def distances(reference: NDArray[Any], window: NDArray[Any]) -> NDArray[np.float
     if not (np.all(n > 0) and np.all(m > 0)):
         raise ValueError("both samples need at least one value")
     return np.asarray(np.abs(np.cumsum(reference, -1) / n - np.cumsum(window, -1) / m).max(-1), dtype=np.float64)
+
+
+def rises(reference: NDArray[Any], window: NDArray[Any]) -> NDArray[np.float64]:
+    """D+, the one-sided distance: how far the reference's distribution function is above the window's, at most.
+
+    Counts of shape (..., bins) as for `distances`. Only values that have become larger make it large: 0 where the window
+    is nowhere larger. (scipy.stats.ks_2samp(window, reference, alternative="less").)
+    """
+    n, m = reference.sum(-1, keepdims=True), window.sum(-1, keepdims=True)
+    if not (np.all(n > 0) and np.all(m > 0)):
+        raise ValueError("both samples need at least one value")
+    return np.asarray((np.cumsum(reference, -1) / n - np.cumsum(window, -1) / m).max(-1), dtype=np.float64)
