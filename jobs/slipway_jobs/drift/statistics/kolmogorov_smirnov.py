@@ -49,8 +49,8 @@ def distances(reference: NDArray[Any], window: NDArray[Any]) -> NDArray[np.float
 def rises(reference: NDArray[Any], window: NDArray[Any]) -> NDArray[np.float64]:
     """D+, the one-sided distance: how far the reference's distribution function is above the window's, at most.
 
-    Counts of shape (..., bins) as for `distances`. Only values that have become larger make it large: 0 where the window
-    is nowhere larger. (scipy.stats.ks_2samp(window, reference, alternative="less").)
+    Counts of shape (..., bins) as for `distances`. Only values that have become larger make it large: it is 0 where the
+    window is nowhere larger. (scipy.stats.ks_2samp(window, reference, alternative="less").)
     """
     n, m = reference.sum(-1, keepdims=True), window.sum(-1, keepdims=True)
     if not (np.all(n > 0) and np.all(m > 0)):
