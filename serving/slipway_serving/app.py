@@ -10,11 +10,12 @@ and scipy, seconds of CPU and hundreds of MiB, are imported only by the replicas
 from __future__ import annotations
 
 import asyncio
+import importlib
 import logging
 import os
 import threading
 from collections.abc import AsyncIterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from fastapi import FastAPI
 from ray import serve
@@ -31,8 +32,12 @@ from slipway_api.serving import (
     WatcherConfig,
 )
 from slipway_serving import current, reporting
+from slipway_serving.low_priority import at_low_priority
 from slipway_serving.openai import access_log, http
 from slipway_serving.router import Router
+
+if TYPE_CHECKING:
+    from slipway_serving.replica import EngineReplica
 
 app: FastAPI = http.build(current.get)
 
@@ -101,11 +106,12 @@ class EngineDeployment:
     """One version of the model."""
 
     def __init__(self, config: dict[str, Any]) -> None:
-        from slipway_serving.replica import EngineReplica  # noqa: PLC0415 - see above
+        # See above; and at the expense of nobody who serves meanwhile.
+        replica = at_low_priority(lambda: importlib.import_module("slipway_serving.replica"))
 
         gpu = bool(os.environ.get("CUDA_VISIBLE_DEVICES"))
         name = serve.get_replica_context().replica_id.unique_id
-        self._replica = EngineReplica(EngineConfig.model_validate(config), gpu=gpu, name=name)
+        self._replica: EngineReplica = replica.EngineReplica(EngineConfig.model_validate(config), gpu=gpu, name=name)
 
     async def generate(self, request: dict[str, Any]) -> AsyncIterator[dict[str, Any]]:
         """See EngineReplica."""

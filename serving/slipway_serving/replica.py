@@ -19,6 +19,7 @@ from slipway_serving.engine.engine import Engine, QueueFull, warm_up
 from slipway_serving.engine.generation import Generation, Piece, TokenLogprob
 from slipway_serving.engine.model import ServedModel
 from slipway_serving.engine.streams import AnswerStream, EngineFailed
+from slipway_serving.low_priority import at_low_priority
 from slipway_serving.openai.errors import ApiError
 from slipway_serving.text_tokens import TextTokens
 
@@ -33,7 +34,7 @@ class EngineReplica:
         self._began = time.monotonic()
         self.config = config
         self.name = name
-        model = ServedModel.load(config, gpu=gpu)
+        model = at_low_priority(functools.partial(ServedModel.load, config, gpu=gpu))
         self.engine = Engine(model, max_batch=config.max_batch, max_queue=config.max_queue)
         warm_up(self.engine)
 

@@ -7,7 +7,10 @@ import gc
 import itertools
 import json
 import logging
+import os
 import random
+import sys
+import threading
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any
@@ -16,6 +19,7 @@ import psutil
 import pytest
 
 from slipway_api.serving import RouterConfig, RouterUserConfig, WeightedVersion
+from slipway_serving.engine.model import ServedModel
 from slipway_serving.openai import http
 from slipway_serving.replica import EngineReplica
 from slipway_serving.router import Router
@@ -31,6 +35,26 @@ BAD = 10_000
 def replica(model_folder: Path) -> Iterator[EngineReplica]:
     made = EngineReplica(config_for(model_folder, max_queue=2000), gpu=False, name="r-1")
     yield made
+    made.engine.close()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="a nice value belongs to a thread on Linux only")
+def test_a_model_is_loaded_at_the_expense_of_nobody_and_answers_at_normal_priority(
+    model_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    load, seen = ServedModel.load, []
+
+    def watched(*arguments: Any, **named: Any) -> ServedModel:
+        seen.append(os.getpriority(os.PRIO_PROCESS, threading.get_native_id()))
+        return load(*arguments, **named)
+
+    monkeypatch.setattr(ServedModel, "load", watched)
+    made = EngineReplica(config_for(model_folder), gpu=False)
+    usual = os.getpriority(os.PRIO_PROCESS, 0)
+    computing = made.engine._thread.native_id
+    assert computing is not None
+    assert os.getpriority(os.PRIO_PROCESS, computing) == usual
+    assert seen == [min(19, usual + 10)]
     made.engine.close()
 
 
