@@ -222,15 +222,31 @@ def test_a_compressed_version_takes_over_and_its_weights_are_made_once(
     assert "stage: Measuring" in stack.run("slipway", "logs", f"sdeploy/{NAME}")
 
     # Held otherwise it is another version, of the same weights.
-    engine = {"transformers": {"precision": "fp32", "maxBatch": 2, "maxContextTokens": 128}}
-    stack.apply(deployment(model, compression=asked, engine=engine, canary={"paused": True}))
+    def held(rows: int) -> dict[str, Any]:
+        engine = {"transformers": {"precision": "fp32", "maxBatch": rows, "maxContextTokens": 128}}
+        before = stack.status(NAME, "deployments")["compression"]["version"]
+        stack.apply(deployment(model, compression=asked, engine=engine, canary={"paused": True}))
 
-    def found(status_now: dict[str, Any]) -> bool:
-        run = status_now["compression"]
-        return run["version"] != status["version"] and "result" in run
+        def found(now: dict[str, Any]) -> bool:
+            return now["compression"]["version"] != before and "result" in now["compression"]
 
-    again = stack.wait(NAME, found, 120, "deployments")["compression"]["result"]
+        made: dict[str, Any] = stack.wait(NAME, found, 120, "deployments")["compression"]["result"]
+        return made
+
+    again = held(2)
     assert (again["cached"], again["digest"]) == (True, result["digest"])
+
+    # Damaged in storage they are made again, the same; who serves them has them in memory and goes on.
+    weights = Path(result["uri"].removeprefix("file://")) / "model.safetensors"
+    flipped = bytearray(weights.read_bytes())
+    flipped[-1] ^= 1
+    weights.with_suffix(".damaged").write_bytes(flipped)
+    weights.with_suffix(".damaged").replace(weights)
+    with Traffic(served["url"]) as traffic:
+        repaired = held(3)
+    assert (repaired["cached"], repaired["digest"], repaired["uri"]) == (False, result["digest"], result["uri"])
+    assert traffic.failures == []
+    assert set(traffic.versions) == {status["version"]}
     stack.apply(deployment(model, compression=asked))
 
 

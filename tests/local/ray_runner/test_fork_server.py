@@ -277,14 +277,24 @@ def test_everything_else_is_the_plain_interpreter(forks: Forks) -> None:
     assert said[0] == said[1]
 
 
-def test_nothing_that_is_imported_has_ray_or_decides_about_transformers() -> None:
-    code = (
-        "import importlib, sys\n"
-        "from slipway_local.ray_runner.fork_server.template import MODULES\n"
-        "for name in MODULES: importlib.import_module(name)\n"
-        "print([m for m in ('ray', 'transformers.modeling_utils', 'deepspeed', 'torchao') if m in sys.modules])"
-    )
-    assert subprocess.check_output([sys.executable, "-P", "-c", code], text=True).strip() == "[]"
+IMPORT_ALL = """
+import importlib, sys, torch
+from slipway_local.ray_runner.fork_server.template import MODULES
+calls = []
+for name in ("_cuda_getDeviceCount", "_cuda_init"):
+    if hasattr(torch._C, name):
+        setattr(torch._C, name, lambda name=name: calls.append(name) or 0)
+for name in MODULES:
+    importlib.import_module(name)
+undecided = "ray", "transformers.modeling_utils", "deepspeed", "torchao"
+print([name for name in undecided if name in sys.modules], calls)
+"""
+
+
+def test_what_is_imported_has_no_ray_decides_nothing_about_transformers_and_touches_no_gpu() -> None:
+    """CUDA does not work in a fork of a process that has so much as counted the devices."""
+    found = subprocess.check_output([sys.executable, "-P", "-c", IMPORT_ALL], text=True)
+    assert found.strip() == "[] []"
 
 
 def test_launching_needs_no_quiet_name(tmp_path: Path) -> None:

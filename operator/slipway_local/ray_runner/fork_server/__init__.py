@@ -13,6 +13,7 @@ seconds of CPU, in every rank and every replica, every time. Here one process of
   command prefix, an environment that the imports would have read (`template.READ_BY_IMPORTS`), or no template there.
 - A template must not have threads of its own when it forks, and so imports nothing that starts any but those of
   jemalloc and OpenBLAS, which provide for forks.
+- It must not touch a GPU either: CUDA does not work in a fork of a process that has counted the devices.
 - The kernel shows for a fork the environment that its parent was started with. A worker is found by marks in its
   environment (slipway_local.processes), so a fork writes its own environment over that one.
 

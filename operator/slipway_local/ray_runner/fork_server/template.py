@@ -245,7 +245,6 @@ class Template:
                 owned.close()
             for descriptor in standard:
                 os.close(descriptor)
-            gc.enable()
             sys.argv = [wanted.script, *wanted.arguments]
             sys.path.insert(0, str(Path(wanted.script).parent))
             runpy.run_path(wanted.script, run_name="__main__")
