@@ -17,7 +17,6 @@ import psutil
 import pytest
 
 from slipway_local.processes import marked
-from slipway_local.ray_runner.fork_server import start
 from slipway_local.ray_runner.fork_server.template import (
     Request,
     Worker,
@@ -144,9 +143,8 @@ class Forks:
         # (The shell sets PWD to where it is, whatever it was.)
         self.environment = {**os.environ, "SLIPWAY_RAY_HEAD": "test", "PWD": str(directory)}
         code = (
-            "import sys; from pathlib import Path; from slipway_local.ray_runner.fork_server import start, template\n"
-            f"template.MODULES = {modules!r}\n"
-            "print(start.launch(Path(sys.argv[1]), sys.executable))"
+            "import sys; from pathlib import Path; from slipway_local.ray_runner.fork_server import start\n"
+            f"print(start.launch(Path(sys.argv[1]), sys.executable, {modules!r}))"
         )
         self.python = subprocess.run(
             [sys.executable, "-P", "-c", code, directory],
@@ -301,9 +299,8 @@ def test_launching_needs_no_quiet_name(tmp_path: Path) -> None:
     """A directory with a blank in it: the script quotes."""
     place = tmp_path / "a b"
     place.mkdir()
-    forks = Forks(place, ())
+    forks = Forks(place, ("decimal",))
     try:
         assert forks.report()["parent"] == forks.template.pid
     finally:
         forks.template.kill()
-    assert start.__doc__

@@ -11,6 +11,7 @@ import os
 import shlex
 import subprocess
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -34,16 +35,16 @@ def main() -> NoReturn:
     sys.exit(scripts.main())
 
 
-def launch(directory: Path, python: str) -> str:
+def launch(directory: Path, python: str, modules: Iterable[str] = ()) -> str:
     """Start the template, which writes its log to the directory; the interpreter to start workers with.
 
-    A worker that comes before the template listens is started by itself.
+    `modules`: other ones than template.MODULES. A worker that comes before the template listens is started by itself.
     """
     path = directory / "template.sock"
     path.unlink(missing_ok=True)
     with (directory / "template.log").open("wb") as output:
         subprocess.Popen(
-            [python, "-P", "-m", template.__name__, path, python, *template.MODULES],
+            [python, "-P", "-m", template.__name__, path, python, *modules],
             env=template.environment_with_room(os.environ),
             stdin=subprocess.DEVNULL,
             stdout=output,

@@ -350,10 +350,10 @@ def _number_of_threads() -> None:
 
 
 def main() -> NoReturn:
-    """`template.py SOCKET PYTHON [MODULE...]`."""
+    """`template.py SOCKET PYTHON [MODULE...]`; without modules, MODULES."""
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
     path, python, *modules = sys.argv[1:]
-    Template(Path(path), python, os.environ).run(modules)
+    Template(Path(path), python, os.environ).run(modules or MODULES)
 
 
 if __name__ == "__main__":
