@@ -64,6 +64,26 @@ def directory_digest(directory: Path) -> str:
     return model_digest(records)
 
 
+def sort_metadata(file: Path) -> None:
+    """Give a safetensors file's metadata an order, in place: the same weights then are the same bytes.
+
+    The library writes a dictionary of several entries (torchao's, of each quantized tensor) in another order each time.
+    Format: 8 bytes length, JSON that may end in spaces, data (huggingface.co/docs/safetensors).
+    """
+    with file.open("r+b") as stream:
+        size = int.from_bytes(stream.read(8), "little")
+        header: dict[str, Any] = json.loads(stream.read(size))
+        metadata = header.pop("__metadata__", None)
+        if not metadata:
+            return
+        ordered = {"__metadata__": dict(sorted(metadata.items())), **header}
+        text = json.dumps(ordered, separators=(",", ":"), ensure_ascii=False).encode()
+        if len(text) > size:
+            raise ValueError(f"{file}: its header of {size} bytes has no room for {len(text)}")
+        stream.seek(8)
+        stream.write(text.ljust(size))
+
+
 def _listed(directory: Path) -> list[str]:
     """The files that slipway.json names, where all of them are there."""
     try:

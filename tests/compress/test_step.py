@@ -18,11 +18,13 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 
 from slipway_api.run import RUN_ENV, CompressRunSpec, ExitCode
 from slipway_jobs.compress import compress, load_compressed
 from slipway_jobs.errors import InfrastructureError, JobError, UserError
-from slipway_jobs.model_files import directory_digest
+from slipway_jobs.model_files import directory_digest, sort_metadata
 
 from .conftest import QUICK, World
 
@@ -90,6 +92,22 @@ def test_damaged_output_is_made_again(contract: Contract, tmp_path: Path, damage
     again = run(contract(MAGNITUDE, cache=tmp_path), log)
     assert log.computed and not again.cached and again.digest == made.digest
     assert weights.read_bytes() == content
+
+
+def test_weights_that_are_made_again_are_the_same_bytes(tmp_path: Path) -> None:
+    """The library writes metadata in another order each time."""
+    tensors = {"a": torch.arange(5.0), "b": torch.ones(2, 3)}
+    metadata = {f"entry {number} ä": f'{{"value": {number}}}' for number in range(30)}
+    written = []
+    for number in range(3):
+        file = tmp_path / f"{number}.safetensors"
+        save_file(tensors, file, metadata=metadata)
+        sort_metadata(file)
+        written.append(file.read_bytes())
+        with safe_open(file, "pt") as opened:
+            assert opened.metadata() == metadata
+        assert all(torch.equal(tensor, tensors[name]) for name, tensor in load_file(file).items())
+    assert len(set(written)) == 1
 
 
 def test_too_much_lost(contract: Contract, tmp_path: Path) -> None:

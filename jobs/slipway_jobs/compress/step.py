@@ -39,7 +39,7 @@ from slipway_jobs.data.cache import Cache, Entry
 from slipway_jobs.drift.reference import FOLDER as REFERENCE
 from slipway_jobs.errors import InfrastructureError, UserError
 from slipway_jobs.lean_transformers import whole_transformers
-from slipway_jobs.model_files import directory_digest, model_directory
+from slipway_jobs.model_files import directory_digest, model_directory, sort_metadata
 from slipway_jobs.reporting import Stage
 from slipway_jobs.storage import Storage
 from slipway_jobs.train.checkpoint.manifest import FileRecord, sha256_of
@@ -274,6 +274,8 @@ def _make(step: Step, directory: Path) -> CompressionResult:
             progress=step.progress,
         )
     )
+    for weights in output.glob("*.safetensors"):
+        sort_metadata(weights)  # what is made again must have the digest that versions know it by
     for path in sorted(step.texts.tokenizer.iterdir()):
         if path.is_file() and not (output / path.name).exists():
             shutil.copyfile(path, output / path.name)
