@@ -52,14 +52,15 @@ def _free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-STEPS = 30
+STEPS = 15
 
 
 def shortened() -> str:
-    """The example with a fifth of its steps, on a few packages: what it reaches is the demo's to show, and here it is
+    """The example with some of its steps, on a few packages: what it reaches is the demo's to show, and here it is
     about rights, certificates and a real API server."""
     example = yaml.safe_load((ROOT / "examples/trainjob.yaml").read_text())
     example["spec"]["data"]["sources"][0]["include"] = ["asyncio/**", "email/**", "http/**"]
+    example["spec"]["data"]["evalSources"][0]["include"] = ["heapq.py"]
     example["spec"]["training"] |= {"steps": STEPS, "evalEverySteps": STEPS}
     return json.dumps(example)
 

@@ -281,7 +281,9 @@ async def kueue(admin: Client) -> AsyncIterator[None]:
     await admin.create(CRDS, crd)
 
     async def served() -> bool:
-        return bool(await admin.raw("GET", "/apis/kueue.x-k8s.io"))
+        # Its objects, not only its group: one that is deleted while its storage begins, the API server removes minutes
+        # later ("storage is (re)initializing", then a pause).
+        return bool(await admin.raw("GET", "/apis/kueue.x-k8s.io/v1beta2/localqueues"))
 
     await eventually(served)
     yield
@@ -292,7 +294,7 @@ async def kueue(admin: Client) -> AsyncIterator[None]:
             return not await admin.get(CRDS, None, "localqueues.kueue.x-k8s.io")
         return True
 
-    await eventually(gone)
+    await eventually(gone, 200)
 
 
 async def admit(cluster: Cluster, name: str) -> None:

@@ -6,6 +6,7 @@ owner that was killed is ended before anything starts: two API servers must not 
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import os
 import signal
@@ -27,6 +28,7 @@ _POLL = 0.02
 # kube-apiserver lets requests finish, watches included, for a minute; those who still watch it now have lost it anyway.
 _GRACE = {ETCD: 5.0, API_SERVER: 3.0, CONTROLLER_MANAGER: 2.0}
 _KILL_SECONDS = 10.0
+_STOP_SECONDS = 10.0
 
 
 class ControlPlaneError(Exception):
@@ -161,8 +163,17 @@ class ControlPlane:
         process.wait(_KILL_SECONDS)
 
     def pause(self, name: str) -> None:
-        """SIGSTOP: the program stands still, its connections stay open."""
-        self._running[name].send_signal(signal.SIGSTOP)
+        """SIGSTOP: the program stands still when this returns, its connections stay open.
+
+        On a busy machine its threads go on until one of them has seen the signal.
+        """
+        process = self._running[name]
+        process.send_signal(signal.SIGSTOP)
+        deadline = time.monotonic() + _STOP_SECONDS
+        while process.poll() is None and not _stands_still(process.pid):
+            if time.monotonic() > deadline:
+                raise ControlPlaneError(f"{name} does not stand still {_STOP_SECONDS:g} s after SIGSTOP")
+            time.sleep(_POLL)
 
     def resume(self, name: str) -> None:
         """SIGCONT."""
@@ -261,3 +272,12 @@ def _end(process: subprocess.Popen[bytes], grace: float) -> None:
     except subprocess.TimeoutExpired:
         process.kill()
         process.wait(_KILL_SECONDS)
+
+
+def _stands_still(pid: int) -> bool:
+    """Whether all of its threads are stopped: the state in /proc/PID/task/TID/stat, after proc(5)."""
+    for thread in Path(f"/proc/{pid}/task").iterdir():
+        with contextlib.suppress(OSError):
+            if not (thread / "stat").read_text().rpartition(") ")[2].startswith(("T", "t")):
+                return False
+    return True
