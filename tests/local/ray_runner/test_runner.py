@@ -168,17 +168,16 @@ async def test_a_worker_is_a_fork_and_has_the_cpus_it_asked_for(cluster: Cluster
     assert nice == 15, "what Ray gives its workers"
 
 
-async def test_it_is_quick(cluster: Cluster) -> None:
+@pytest.mark.timed
+async def test_it_is_quick(cluster: Cluster, tmp_path: Path) -> None:
+    ended = tmp_path / "ended"
     began = time.monotonic()
-    await cluster.create(rayjob("quick", "touch ../began; exec sleep 1"))
+    # The job says itself when it ends, by the clock of `date`: what Ray shows of its processes lags behind.
+    await cluster.create(rayjob("quick", f"sleep 1; date +%s.%N > {ended}"))
     await cluster.wait("quick", lambda s: s.get("jobDeploymentStatus") == "Running")
     submitted = time.monotonic() - began
-    status = await cluster.wait("quick", lambda s: s.get("jobStatus") == "RUNNING")
-    driver = next(ref for ref in processes_of(status) if psutil.Process(ref.pid).name() == "sleep")
-    assert await wait_gone(lambda: [driver], seconds=20, poll=0.01)
-    gone = time.monotonic()
     await cluster.end("quick")
-    told = time.monotonic() - gone
+    told = time.time() - float(ended.read_text())
     print(f"create to submitted {submitted:.3f} s, end to status {told:.3f} s")
     # Three times the aim, because other work shares the machine.
     assert submitted < 0.9
