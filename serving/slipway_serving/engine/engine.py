@@ -14,6 +14,7 @@ from __future__ import annotations
 import asyncio
 import concurrent.futures
 import contextlib
+import functools
 import itertools
 import threading
 import time
@@ -56,7 +57,21 @@ class _Answer:
     generated: int = 0
     next_token: int = 0
     entropy: float = 0.0  # the sum over its tokens
-    loss: float | None = None
+    losses: _Losses | None = None  # of the prompts that were read together, if one of them is asked for
+
+
+class _Losses:
+    """How well the model knew the prompts of one pass. Measured when first asked for: no first token waits for it."""
+
+    def __init__(self, measure: Callable[[], dict[int, float]]) -> None:
+        self._measure: Callable[[], dict[int, float]] | None = measure
+        self._found: dict[int, float] = {}
+
+    def of(self, number: int) -> float | None:
+        """Of the prompt of this answer; None: it did not ask, or its prompt is too short."""
+        if self._measure is not None:
+            self._found, self._measure = self._measure(), None  # and with it go the hidden states
+        return self._found.get(number)
 
 
 @dataclass
@@ -231,15 +246,22 @@ class Engine:
         call.done(result, error)
 
     def _join(self) -> None:
-        asked = [answer.generation for answer in self._joining]
-        scored = [row for row, one in enumerate(asked) if one.loss]
-        logits, losses = self.model.prefill([one.prompt for one in asked], self._cache, scored)
-        for row, loss in losses.items():
-            self._joining[row].loss = loss
+        joined = self._joining
+        logits, hidden = self.model.prefill([answer.generation.prompt for answer in joined], self._cache)
+        scored = {row: answer for row, answer in enumerate(joined) if answer.generation.loss}
+        losses = _Losses(functools.partial(self._losses, hidden, scored))
+        for answer in scored.values():
+            answer.losses = losses
         first = len(self._running)
-        self._running += self._joining
+        self._running += joined
         self._joining = []
         self._advance(range(first, len(self._running)), logits)
+        if scored:
+            losses.of(joined[0].number)
+
+    def _losses(self, hidden: Any, scored: dict[int, _Answer]) -> dict[int, float]:
+        found = self.model.losses(hidden, {row: answer.generation.prompt for row, answer in scored.items()})
+        return {scored[row].number: loss for row, loss in found.items()}
 
     def _step(self) -> None:
         self._steps += 1
@@ -263,8 +285,8 @@ class Engine:
             piece = self._advance_one(answer, scores, token)
             if piece.finish is not None and answer.generation.entropy:
                 piece = replace(piece, entropy=answer.entropy / answer.generated)
-            if piece.finish is not None and answer.loss is not None:
-                piece = replace(piece, loss=answer.loss)
+            if piece.finish is not None and answer.losses is not None:
+                piece = replace(piece, loss=answer.losses.of(answer.number))
             made.append((answer.reader, piece))
             if piece.finish is not None:
                 ended.append(row)

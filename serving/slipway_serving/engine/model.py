@@ -6,7 +6,7 @@ refused by name when they are loaded, not when the first request comes.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -101,11 +101,9 @@ class ServedModel:
         return frozenset(int(token) for token in found if token is not None)
 
     @torch.inference_mode()
-    def prefill(
-        self, prompts: list[tuple[int, ...]], cache: RowCache, scored: Sequence[int] = ()
-    ) -> tuple[Tensor, dict[int, float]]:
+    def prefill(self, prompts: list[tuple[int, ...]], cache: RowCache) -> tuple[Tensor, Tensor]:
         """Read new prompts into new rows of the cache; the logits after each, float32 [prompts, vocabulary], and the
-        losses of those prompts whose numbers are in `scored` (signals.losses)."""
+        hidden states of all, [prompts, longest, width] (for `losses`)."""
         lengths = [len(prompt) for prompt in prompts]
         longest = max(lengths)
         cache.begin_prefill(lengths)
@@ -116,8 +114,12 @@ class ServedModel:
         mask = torch.ones((longest, longest), dtype=torch.bool, device=self.device).tril()
         hidden = self._forward(tokens, torch.arange(longest)[None], mask[None, None], cache)
         last = torch.tensor(lengths, device=self.device) - 1
-        told = losses(hidden, {row: prompts[row] for row in scored}, self._logits, self.vocabulary)
-        return self._logits(hidden[torch.arange(len(prompts), device=self.device), last]), told
+        return self._logits(hidden[torch.arange(len(prompts), device=self.device), last]), hidden
+
+    @torch.inference_mode()
+    def losses(self, hidden: Tensor, prompts: Mapping[int, tuple[int, ...]]) -> dict[int, float]:
+        """Of prompts by their row in `hidden`, which `prefill` gave (signals.losses)."""
+        return losses(hidden, prompts, self._logits, self.vocabulary)
 
     @torch.inference_mode()
     def step(self, tokens: list[int], cache: RowCache) -> Tensor:
