@@ -17,9 +17,9 @@ import threading
 from collections.abc import AsyncIterator
 from typing import TYPE_CHECKING, Any
 
-from fastapi import FastAPI
 from ray import serve
 from ray.serve.handle import DeploymentHandle
+from starlette.applications import Starlette
 
 from slipway_api.serving import (
     APPLICATION_PREFIX_ENV,
@@ -39,7 +39,7 @@ from slipway_serving.router import Router
 if TYPE_CHECKING:
     from slipway_serving.replica import EngineReplica
 
-app: FastAPI = http.build(current.get)
+app: Starlette = http.build(current.get)
 
 
 class HandleBackend:
@@ -47,11 +47,15 @@ class HandleBackend:
 
     def __init__(self, application: str) -> None:
         name = os.environ.get(APPLICATION_PREFIX_ENV, "") + application
-        self._handle: DeploymentHandle = serve.get_app_handle(name)
+        handle: DeploymentHandle = serve.get_app_handle(name)
+        # What is sent is plain data. Serve's default, cloudpickle, is made for functions and classes, and slower.
+        plain = {"request_serialization": "pickle", "response_serialization": "pickle"}
+        self._generate = handle.options(method_name="generate", stream=True, **plain)
+        self._embed = handle.options(method_name="embed", **plain)
 
     async def generate(self, request: dict[str, Any]) -> AsyncIterator[dict[str, Any]]:
         """Streams from one replica; closing the stream cancels the answer there."""
-        response = self._handle.options(method_name="generate", stream=True).remote(request)
+        response = self._generate.remote(request)
         try:
             async for piece in response:
                 yield piece
@@ -60,7 +64,7 @@ class HandleBackend:
 
     async def embed(self, inputs: list[Any]) -> dict[str, Any]:
         """One call."""
-        response = self._handle.options(method_name="embed").remote(inputs)
+        response = self._embed.remote(inputs)
         try:
             found: dict[str, Any] = await response
         except asyncio.CancelledError:

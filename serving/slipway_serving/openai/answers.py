@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from typing import Any
 
 from slipway_serving.openai.errors import ApiError
@@ -47,37 +48,25 @@ class Answer:
 
     async def stream(self, begun: Sequence[Begun], *, usage: bool) -> AsyncIterator[str]:
         """Server-sent events, the choices as they come. An error ends the stream with an event that says so."""
-        merged: asyncio.Queue[tuple[int, dict[str, Any] | ApiError | None]] = asyncio.Queue()
-        readers = [asyncio.create_task(_feed(index, one, merged)) for index, one in enumerate(begun)]
         tokens = [0] * len(begun)
+        for index, one in enumerate(begun):
+            if self.chat:
+                yield self._event(index, {"role": "assistant", "content": ""}, None, None)
+            elif one.echo:
+                yield self._event(index, one.echo, None, None)
         try:
-            for index, one in enumerate(begun):
-                if self.chat:
-                    yield self._event(index, {"role": "assistant", "content": ""}, None, None)
-                elif one.echo:
-                    yield self._event(index, one.echo, None, None)
-            left = len(begun)
-            while left:
-                index, piece = await merged.get()
-                if piece is None:
-                    left -= 1
-                    continue
-                if isinstance(piece, ApiError):
-                    yield f"data: {json.dumps(piece.body())}\n\n"
-                    yield DONE
-                    return
-                tokens[index] = int(piece["tokens"])
-                finish, told = piece.get("finish"), piece.get("logprobs")
-                if piece["text"] or finish or told:
-                    text = piece["text"]
-                    yield self._event(index, {"content": text} if self.chat else text, finish, told)
+            async with contextlib.aclosing(_alone(begun[0]) if len(begun) == 1 else _merged(begun)) as pieces:
+                async for index, piece in pieces:
+                    tokens[index] = int(piece["tokens"])
+                    finish, told = piece.get("finish"), piece.get("logprobs")
+                    if piece["text"] or finish or told:
+                        text = piece["text"]
+                        yield self._event(index, {"content": text} if self.chat else text, finish, told)
             if usage:
                 yield f"data: {json.dumps({**self._chunk(), 'choices': [], 'usage': _usage(begun, tokens)})}\n\n"
-            yield DONE
-        finally:
-            for reader in readers:
-                reader.cancel()
-            await asyncio.gather(*readers, return_exceptions=True)
+        except ApiError as error:
+            yield f"data: {json.dumps(error.body())}\n\n"
+        yield DONE
 
     def _chunk(self) -> dict[str, Any]:
         return {**self._base, "object": f"{self._kind}.chunk" if self.chat else self._kind}
@@ -102,6 +91,35 @@ async def _read(begun: Begun) -> tuple[str, int, str, list[dict[str, Any]]]:
     return "".join(parts), tokens, finish, told
 
 
+async def _alone(begun: Begun) -> AsyncGenerator[tuple[int, dict[str, Any]]]:
+    """The pieces of a single choice. Raises ApiError."""
+    try:
+        async for piece in begun.pieces:
+            yield 0, piece
+    finally:
+        await begun.pieces.aclose()
+
+
+async def _merged(begun: Sequence[Begun]) -> AsyncGenerator[tuple[int, dict[str, Any]]]:
+    """The pieces of all choices as they come, each with its choice. Raises the ApiError of the first that fails."""
+    merged: asyncio.Queue[tuple[int, dict[str, Any] | ApiError | None]] = asyncio.Queue()
+    readers = [asyncio.create_task(_feed(index, one, merged)) for index, one in enumerate(begun)]
+    try:
+        left = len(begun)
+        while left:
+            index, piece = await merged.get()
+            if piece is None:
+                left -= 1
+            elif isinstance(piece, ApiError):
+                raise piece
+            else:
+                yield index, piece
+    finally:
+        for reader in readers:
+            reader.cancel()
+        await asyncio.gather(*readers, return_exceptions=True)
+
+
 async def _feed(index: int, begun: Begun, merged: asyncio.Queue[tuple[int, dict[str, Any] | ApiError | None]]) -> None:
     try:
         async for piece in begun.pieces:
@@ -110,9 +128,7 @@ async def _feed(index: int, begun: Begun, merged: asyncio.Queue[tuple[int, dict[
     except ApiError as error:
         await merged.put((index, error))
     finally:
-        close = getattr(begun.pieces, "aclose", None)
-        if close is not None:
-            await close()
+        await begun.pieces.aclose()
 
 
 def _usage(begun: Sequence[Begun], tokens: Sequence[int]) -> dict[str, int]:

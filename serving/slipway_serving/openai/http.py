@@ -15,10 +15,12 @@ import time
 from collections.abc import Awaitable, Callable
 from typing import Any, TypeVar
 
-from fastapi import FastAPI, Request
-from fastapi.responses import JSONResponse, PlainTextResponse, Response
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from pydantic import BaseModel, ValidationError
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import JSONResponse, PlainTextResponse, Response
+from starlette.routing import Route
 
 from slipway_serving.openai import access_log
 from slipway_serving.openai.answers import Answer
@@ -33,11 +35,12 @@ _MAX_PROMPTS = 64
 _METHODS = ["GET", "POST", "PUT", "PATCH", "DELETE", "HEAD", "OPTIONS"]
 
 
-def build(router: Callable[[], Router]) -> FastAPI:
-    """The application. `router()` gives the router of this process: Serve makes it after the application."""
-    app = FastAPI(title="Slipway", docs_url=None, redoc_url=None, openapi_url=None)
-    _Endpoint(router).mount(app)
-    return app
+def build(router: Callable[[], Router]) -> Starlette:
+    """The application. `router()` gives the router of this process: Serve makes it after the application.
+
+    Starlette and not FastAPI: of what FastAPI adds, nothing is used here, and each request would pass through it.
+    """
+    return Starlette(routes=_Endpoint(router).routes())
 
 
 class _Endpoint:
@@ -45,20 +48,21 @@ class _Endpoint:
         self._router = router
         self._created = int(time.time())
 
-    def mount(self, app: FastAPI) -> None:
-        """Add every route."""
-        app.add_api_route("/healthz", self._healthz, methods=["GET"])
-        app.add_api_route("/metrics", self._metrics, methods=["GET"])
-        for path, methods, handler in (
-            ("/v1/models", ["GET"], self._models),
-            ("/v1/models/{name}", ["GET"], self._model),
-            ("/v1/completions", ["POST"], self._completions),
-            ("/v1/chat/completions", ["POST"], self._chat),
-            ("/v1/embeddings", ["POST"], self._embeddings),
-            ("/v1/feedback", ["POST"], self._feedback),
-        ):
-            app.add_api_route(path, self._guarded(handler), methods=methods, response_model=None)
-        app.add_api_route("/{path:path}", self._guarded(self._nowhere), methods=_METHODS, response_model=None)
+    def routes(self) -> list[Route]:
+        """Every route."""
+        guarded = [
+            Route(path, self._guarded(handler), methods=methods)
+            for path, methods, handler in (
+                ("/v1/models", ["GET"], self._models),
+                ("/v1/models/{name}", ["GET"], self._model),
+                ("/v1/completions", ["POST"], self._completions),
+                ("/v1/chat/completions", ["POST"], self._chat),
+                ("/v1/embeddings", ["POST"], self._embeddings),
+                ("/v1/feedback", ["POST"], self._feedback),
+                ("/{path:path}", _METHODS, self._nowhere),
+            )
+        ]
+        return [Route("/healthz", self._healthz), Route("/metrics", self._metrics), *guarded]
 
     # --- what all have in common ----------------------------------------------------------------------------------
 
@@ -234,10 +238,10 @@ class _Endpoint:
             "versions": versions,
         }
 
-    async def _healthz(self) -> Response:
+    async def _healthz(self, _request: Request) -> Response:
         return PlainTextResponse("ok\n")
 
-    async def _metrics(self) -> Response:
+    async def _metrics(self, _request: Request) -> Response:
         statistics = self._router().statistics
         statistics.engines.forget_silent()
         return Response(generate_latest(statistics.registry), media_type=CONTENT_TYPE_LATEST)

@@ -18,7 +18,7 @@ import aiohttp
 import psutil
 import pytest
 
-from slipway_local.processes import ProcessRef, marked, wait_gone
+from slipway_local.processes import ProcessRef, marked
 from slipway_local.ray_runner.head import HEAD_MARK, HeadOptions, RayHead
 from slipway_local.ray_runner.translate import MARK
 from slipway_operator.kube.client import Client
