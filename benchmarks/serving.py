@@ -11,7 +11,9 @@ are as long as was asked. Prompts are pieces of the standard library. OMP_NUM_TH
   it. Target: >= 3x the tokens/s.
 - rival: the same 16 streams over HTTP, against `transformers serve` of the installed version as it comes and with its
   continuous batching, whichever is faster. Target: not below it.
-- http: the time to the first token over HTTP less that in this process, request by request, medians (target <= 5 ms);
+- http: the time to the first token over HTTP less that in this process, the median of the differences request by
+  request (target <= 5 ms), and the same for a model of 1 M parameters: the large one's weights pass through the CPU's
+  caches for each token, so all that HTTP needs is read from memory again; the small one leaves it where it is.
   GET /v1/models on 16 connections (target >= 1,500/s), with the client's own part of a CPU.
 - rollout: a new version under 20 requests/s that do not wait for each other. Targets: no failure, p99 <= 2x.
 - start: `slipway apply` to the first answer, with Serve not yet running and running. Target: <= 15 s.
@@ -58,14 +60,15 @@ def texts() -> list[str]:
     return [text for path in paths[:60] if len(text := path.read_text(errors="replace")) > 2000]
 
 
-def make_model(directory: Path, seed: int) -> Path:
+def make_model(directory: Path, seed: int, width: int = 384) -> Path:
     directory.mkdir(parents=True)
     train_bpe(texts(), 8192, directory)
     torch.manual_seed(seed)
+    layers = heads = width // 64
     config = LlamaConfig(
-        vocab_size=8192, hidden_size=384, num_hidden_layers=6, num_attention_heads=6, num_key_value_heads=6,
-        intermediate_size=1024, max_position_embeddings=CONTEXT, bos_token_id=0, eos_token_id=0, pad_token_id=0,
-        tie_word_embeddings=False,
+        vocab_size=8192, hidden_size=width, num_hidden_layers=layers, num_attention_heads=heads,
+        num_key_value_heads=heads, intermediate_size=width * 8 // 3, max_position_embeddings=CONTEXT, bos_token_id=0,
+        eos_token_id=0, pad_token_id=0, tie_word_embeddings=False,
     )  # fmt: skip
     model = LlamaForCausalLM(config)
     with torch.no_grad():
@@ -238,7 +241,16 @@ def streams(url: str, replica: EngineReplica, model: Path, tokens: int, rounds: 
     return rows
 
 
-async def first_tokens(url: str, replica: EngineReplica, count: int) -> Row:
+def replica_of(model: Path) -> EngineReplica:
+    """As `ControlPlane.serve` has it served, in this process."""
+    reference = ModelReference(uri=str(model))
+    config = EngineConfig(
+        version="v-1", model=reference, precision="fp32", max_batch=STREAMS, max_context_tokens=CONTEXT
+    )
+    return EngineReplica(config, gpu=False)
+
+
+async def first_tokens(url: str, replica: EngineReplica, count: int, which: str = "") -> Row:
     connection, inside, outside = Connection(url), [], []
     for number in range(count + 5):
         prompt = prompts()[number % STREAMS]
@@ -252,8 +264,10 @@ async def first_tokens(url: str, replica: EngineReplica, count: int) -> Row:
         outside.append((await connection.send(connection.request("/v1/completions", body(prompt, 2)))).first)
     connection.close()
     within, over = statistics.median(inside[5:]), statistics.median(outside[5:])
-    words = f"{1000 * over:.1f} ms, in-process {1000 * within:.1f} ms: {1000 * (over - within):+.1f} ms"
-    return ("time to first token, HTTP - engine", words, "<= 5 ms", met(over - within <= 0.005))
+    # Of each prompt the two times were taken one after the other: what slows both for a while is in neither difference.
+    more = statistics.median(b - a for a, b in zip(inside[5:], outside[5:], strict=True))
+    words = f"{1000 * over:.1f} ms, in-process {1000 * within:.1f} ms: {1000 * more:+.1f} ms, request by request"
+    return (f"time to first token, HTTP - engine{which}", words, "<= 5 ms", met(more <= 0.005))
 
 
 async def models_per_second(url: str, seconds: float) -> Row:
@@ -379,11 +393,7 @@ def main() -> None:
     before, rows = os.getloadavg()[0], Rows()
     with tempfile.TemporaryDirectory(prefix="slipway-serving-") as scratch:
         model, other = (make_model(Path(scratch) / f"model-{seed}", seed) for seed in (0, 1))
-        reference = ModelReference(uri=str(model))
-        config = EngineConfig(
-            version="v-1", model=reference, precision="fp32", max_batch=STREAMS, max_context_tokens=CONTEXT
-        )
-        replica = EngineReplica(config, gpu=False)
+        replica = replica_of(model)
         if "engine" in asked:
             rows.add(*engine(replica, tokens, rounds))
         if set(asked) - {"engine"}:
@@ -396,6 +406,11 @@ def main() -> None:
                 if "http" in asked:
                     rows.add(asyncio.run(first_tokens(url, replica, 20 if quick else 200)))
                     rows.add(asyncio.run(models_per_second(url, 2 if quick else 10)))
+                    small = make_model(Path(scratch) / "small", 0, width=64)
+                    plane.serve("small", small, [])
+                    asked_of = plane.answering("small"), replica_of(small)
+                    rows.add(asyncio.run(first_tokens(*asked_of, 20 if quick else 200, ", 1 M parameters")))
+                    plane("delete", "sdeploy/small")
                 if {"http", "rival"} & set(asked):
                     rows.add(*streams(url, replica, model, tokens, rounds, "rival" in asked))
                 if "rollout" in asked:
