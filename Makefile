@@ -25,10 +25,10 @@ demo: setup  ## Train, evaluate, serve and renew a small language model, through
 	$(BIN)/python examples/demo
 
 # Where nothing can be built, the tests that need a real control plane say that they were skipped, or fail if CI=true.
-# Two processes: half of the time is waiting. tests/conftest.py says what shares one.
+# Two processes: half of the time is waiting. tests/conftest.py says what shares one, tests/suite.py what is run again.
 test: setup  ## All tests; those of tests/kube build what they need where Go is installed
 	-@if command -v go >/dev/null; then $(MAKE) --no-print-directory control-plane; fi
-	$(BIN)/python -m pytest --numprocesses 2 --dist loadscope --no-loadscope-reorder \
+	$(BIN)/python tests/suite.py --numprocesses 2 --dist loadscope --no-loadscope-reorder \
 		--durations 40 --durations-min 8
 
 control-plane: setup  ## Build etcd, Kubernetes, Helm and KubeRay into the cache, once for each change of their pins
