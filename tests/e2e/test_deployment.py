@@ -280,14 +280,29 @@ def test_a_candidate_that_answers_errors_is_taken_back_and_no_client_sees_one(
     assert set(traffic.versions) == {before}
 
 
-def test_a_candidate_that_cannot_load_is_taken_back(stack: Stack, served: dict[str, Any], tmp_path: Path) -> None:
+def too_large(model: Path, target: Path) -> Path:
+    """A copy whose configuration has it made with more memory than any process can address: 256 TiB a matrix."""
+    shutil.copytree(model, target)
+    weights = load_file(target / "model.safetensors")
+    kept = {name: value for name, value in weights.items() if ".mlp." not in name}
+    save_file(kept, target / "model.safetensors", {"format": "pt"})
+    config = json.loads((target / "config.json").read_text())
+    wide = 2**48 // (4 * config["hidden_size"])
+    (target / "config.json").write_text(json.dumps(config | {"intermediate_size": wide}))
+    return target
+
+
+def test_a_candidate_that_does_not_fit_into_memory_is_taken_back(
+    stack: Stack, served: dict[str, Any], tmp_path: Path
+) -> None:
     before = stack.status(NAME, "deployments")["version"]
-    (tmp_path / "config.json").write_text("{}")
-    stack.apply(deployment({"uri": str(tmp_path)}))
+    model = too_large(Path(stack.status("second")["model"]["uri"]), tmp_path / "large")
+    stack.apply(deployment({"uri": str(model)}))
     with Traffic(served["url"]) as traffic:
         status = stack.wait(NAME, lambda s: len(s.get("rejected") or ()) == 2, 150, "deployments")
     assert status["version"] == before
     assert status["rejected"][0]["reason"] == "CandidateFailed", status["rejected"]
+    assert "does not fit the host's memory" in status["rejected"][0]["message"], status["rejected"]
     assert condition(status, "Degraded")[1] == "RolledBack"
     assert traffic.failures == []
     assert set(traffic.versions) == {before}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -116,15 +117,28 @@ def test_a_model_that_is_not_sharded_is_refused(
     assert caught.value.reason == "StrategyDegraded"
 
 
-def test_deepspeed_without_a_compiler_is_said(
-    make_run: MakeRun, alone: RankContext, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+def test_deepspeed_that_is_not_there_is_said(
+    make_run: MakeRun, alone: RankContext, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     strategy = make_strategy(StrategyConfig(Strategy(deepspeed=DeepSpeed()), Training(steps=1), alone, 1))
-    monkeypatch.setenv("PATH", str(tmp_path))
-    monkeypatch.delenv("CXX", raising=False)
-    with pytest.raises(UserError, match=r"no C\+\+ compiler.*strategy.fsdp") as caught:
+    monkeypatch.setitem(sys.modules, "deepspeed", None)
+    with pytest.raises(UserError, match=r"cannot run on this worker: .*deepspeed.*strategy.fsdp") as caught:
         strategy.prepare(build(make_run().model, vocab_size=300, seed=0, eos_id=0, pad_id=0))
     assert caught.value.reason == "StrategyUnavailable"
+
+
+@pytest.mark.slow
+def test_deepspeed_needs_no_compiler_and_compiles_nothing(
+    make_run: MakeRun, launch: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path / "empty"))
+    monkeypatch.setenv("CXX", str(tmp_path / "none"))
+    monkeypatch.setenv("TORCH_EXTENSIONS_DIR", str(tmp_path / "extensions"))
+    run = make_run(storage=tmp_path / "storage", strategy={"deepspeed": {"stage": 2}}, training={"steps": 1})
+    ends = launch(run, timeout=280)
+    assert of(ends[0], "plan")[0]["strategy"].startswith("deepspeed(zero=2")
+    assert len(of(ends[0], "step")) == 1
+    assert not (tmp_path / "extensions").exists()
 
 
 @pytest.mark.slow

@@ -2,8 +2,8 @@
 
 The optimizer is the same torch AdamW as everywhere, so a loss curve differs from ddp's by float order only. bf16 is
 DeepSpeed's torch_autocast: float32 weights and optimizer state, bfloat16 compute and gathers.
-deepspeed is imported in `prepare` and nowhere else: it costs seconds, and on a CPU its first start compiles a
-shared-memory extension (about 40 s once, kept in TORCH_EXTENSIONS_DIR).
+deepspeed is imported in `prepare` and nowhere else: it costs seconds. None of its extensions is compiled (see
+`_without_extensions`).
 """
 
 from __future__ import annotations
@@ -12,7 +12,6 @@ import contextlib
 import logging
 import math
 import os
-import shutil
 import sys
 import tempfile
 from collections.abc import Iterator
@@ -215,22 +214,27 @@ def _import_deepspeed(config: StrategyConfig) -> ModuleType:
     if config.context.device.type == "cpu":
         os.environ["DS_ACCELERATOR"] = "cpu"
     os.environ.setdefault("LOCAL_RANK", str(config.context.local_rank))
-    # ninja comes with this environment, whose bin directory need not be on the PATH of a worker.
-    here = str(Path(sys.executable).parent)
-    if here not in os.environ.get("PATH", "").split(os.pathsep):
-        os.environ["PATH"] = f"{os.environ.get('PATH', '')}{os.pathsep}{here}"
-    if shutil.which("g++") is None and shutil.which("c++") is None and "CXX" not in os.environ:
-        raise _unavailable("there is no C++ compiler for its extensions")
     logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
     try:
         import deepspeed  # noqa: PLC0415 - see the module's docstring
         from deepspeed.utils import logger  # noqa: PLC0415
 
         logger.setLevel(logging.WARNING)
+        _without_extensions(deepspeed)
     except Exception as error:
         raise _unavailable(error) from error
     module: ModuleType = deepspeed
     return module
+
+
+def _without_extensions(deepspeed: ModuleType) -> None:
+    """Keep DeepSpeed from compiling, on a CPU, an extension that training does not use.
+
+    Its TorchBackend (deepspeed 0.19, comm/torch.py) first probes with compiler processes which extensions could be
+    built, in every rank, and then builds one: an all-reduce in shared memory, which only `inference_all_reduce` calls.
+    That was 60 s of CPU at the first start on a machine, and needed g++ and ninja. Here nothing can be built.
+    """
+    deepspeed.ops.__compatible_ops__ = {}
 
 
 def _unavailable(error: object) -> UserError:
@@ -238,5 +242,5 @@ def _unavailable(error: object) -> UserError:
     return UserError(
         "StrategyUnavailable",
         f"strategy.deepspeed cannot run on this worker: {said[-1][:300] if said else type(error).__name__}. Use an "
-        "image with deepspeed, g++ and ninja, or strategy.fsdp, which shards the same way without an extension",
+        "image with deepspeed, or strategy.fsdp, which shards the same way without it",
     )
