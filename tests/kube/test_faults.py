@@ -362,12 +362,12 @@ async def test_a_ray_crd_that_is_made_again_costs_attempts_and_no_job(stage: Sta
 
 
 async def test_a_frozen_watch_is_found_and_replaced(stage: Stage) -> None:
-    """Half-open: nothing arrives and nothing ends. It takes the reflector's inactivity timeout, 70 s, to be sure."""
+    """Half-open: nothing arrives and nothing ends. It takes the reflector's inactivity timeout, 24 s, to be sure."""
     await stage.create(*FIRST)
     await stage.settled(*FIRST)
     assert stage.proxy.freeze_watches(TRAINJOBS.label) == 1
     await stage.create(*SECOND)
-    await stage.settled(*FIRST, *SECOND, limit=70 + RECOVERY_SECONDS)
+    await stage.settled(*FIRST, *SECOND)
     assert await stage.world() == expected(*FIRST, *SECOND)
     assert stage.runs.violations == []
 

@@ -42,12 +42,15 @@ class ReflectorConfig:
     """Times in seconds."""
 
     page_size: int = 500
-    watch_timeout: tuple[float, float] = (300.0, 600.0)
-    """The server is asked to end a watch after a random time in this range, so that watches spread over servers."""
-    inactivity_timeout: float = 70.0
-    """A watch that is silent for so long is taken for dead. API servers send a bookmark each minute: below that, a
-    quiet watch would never live to see one, and its version would age until it expires."""
-    silence_limit: float = 65.0
+    watch_timeout: tuple[float, float] = (15.0, 20.0)
+    """The server is asked to end a watch after a random time in this range, so that watches spread over servers.
+
+    Short, because over HTTP/1.1 a frozen watch and a quiet one are the same until the end is due. client-go waits for
+    minutes, and has pings of HTTP/2. Resuming is one cheap request: API servers answer it from memory, and they send a
+    bookmark before they end a quiet watch, so its version does not age."""
+    inactivity_timeout: float = 24.0
+    """A watch that is silent for so long is taken for dead: its end was due, and did not come."""
+    silence_limit: float = 22.0
     """An open watch that is silent for so long is reported as unhealthy; before the inactivity timeout, so that a
     frozen cache is known before it is cured."""
     outage_limit: float = 900.0

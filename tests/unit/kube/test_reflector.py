@@ -530,3 +530,8 @@ def test_health_cannot_be_configured_to_be_the_last_to_know() -> None:
         ReflectorConfig(silence_limit=80, inactivity_timeout=70)
     with pytest.raises(ValueError, match="not a backoff"):
         Backoff(0, 1)
+
+
+def test_a_quiet_watch_ends_before_it_is_taken_for_a_frozen_one() -> None:
+    config = ReflectorConfig()
+    assert config.watch_timeout[1] < config.silence_limit < config.inactivity_timeout < 30
