@@ -177,7 +177,7 @@ class RayHead:
     # -- start -----------------------------------------------------------------------------------------------------
 
     async def _launch(self, mark: str) -> Head:
-        port, client_port = _free_ports(2)
+        (port,) = _free_ports(1)
         self.token  # noqa: B018 - the file must be there before Ray looks for it
         command = [
             *(sys.executable, "-P", "-m", fork_server_start.__name__, str(self.fork_dir)),
@@ -185,7 +185,7 @@ class RayHead:
             *("--node-ip-address", "127.0.0.1", "--port", "0"),
             *("--dashboard-host", "127.0.0.1", "--dashboard-port", str(port), "--include-dashboard", "true"),
             # The autoscaler's monitor is a Python process to start, for which there is nothing to do on one machine.
-            *("--dashboard-agent-listen-port", "0", "--ray-client-server-port", str(client_port), "--no-monitor"),
+            *("--dashboard-agent-listen-port", "0", "--no-monitor"),
             *("--min-worker-port", "0", "--max-worker-port", "0"),
             *("--temp-dir", str(self.temp_dir)),
             *("--num-cpus", str(self._options.cpus)),

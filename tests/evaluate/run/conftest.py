@@ -129,7 +129,7 @@ class RayHead:
 
     def __init__(self) -> None:
         self._folder = tempfile.TemporaryDirectory(prefix="sle", dir="/tmp", ignore_cleanup_errors=True)
-        port, client_port = _free_port(), _free_port()
+        port = _free_port()
         self.environment = {k: v for k, v in os.environ.items() if not k.startswith(("RAY_", "SLIPWAY_"))} | {
             "RAY_AUTH_MODE": "token",
             "RAY_AUTH_TOKEN": hashlib.sha256(os.urandom(16)).hexdigest(),
@@ -142,7 +142,7 @@ class RayHead:
         command = [sys.executable, "-P", "-m", "slipway_local.ray_runner.fork_server.start", self._folder.name]
         command += ["start", "--head", "--block", f"--port={port}"]
         command += [f"--temp-dir={self._folder.name}", "--node-ip-address=127.0.0.1", "--num-cpus=2"]
-        command += [f"--ray-client-server-port={client_port}", "--min-worker-port=0", "--max-worker-port=0"]
+        command += ["--min-worker-port=0", "--max-worker-port=0"]
         command += ["--include-dashboard=false", "--disable-usage-stats", "--object-store-memory=100000000"]
         starting = {k: v for k, v in self.environment.items() if k != "RAY_ADDRESS"}
         log = Path(self._folder.name, "head.log")

@@ -203,6 +203,7 @@ async def test_two_services_answer_under_their_own_urls(services: Services) -> N
     pids = {ref.pid for ref in in_session(int(services.world.ray["session"]))} | {ref.pid for ref in replicas(one)}
     listening = [c for c in psutil.net_connections("tcp") if c.status == "LISTEN" and c.pid in pids]
     assert {c.laddr.ip.removeprefix("::ffff:") for c in listening} == {"127.0.0.1"}
+    assert not any("ray.util.client.server" in psutil.Process(c.pid).cmdline() for c in listening), "nobody asks for it"
     names = {psutil.Process(c.pid).name() for c in listening}
     assert "haproxy" in names
     port = int(one["metadata"]["annotations"]["slipway.dev/url"].split(":")[2].split("/")[0])

@@ -32,6 +32,8 @@ def main() -> NoReturn:
     sys.executable = launch(Path(directory), sys.executable)
     sys.argv = ["ray", *arguments]
     scripts: Any = importlib.import_module("ray.scripts.scripts")
+    # Or `ray start --head` would start the server of Ray Client as well: a process, and a port that takes code.
+    scripts.get_ray_client_dependency_error = lambda: "nobody uses it here"
     sys.exit(scripts.main())
 
 
