@@ -191,7 +191,7 @@ class Figures:
 
 
 async def drive(kubeconfig: Path, process: Processes, server: Processes, jobs: int, arrivals: int) -> Figures:
-    """All three phases; memory, CPU and metrics are those at the end of the first."""
+    """All three phases; memory and CPU are those at the end of the first, metrics of all: Events are written later."""
     config = await load_config(str(kubeconfig), None)
     async with Client(config, request_timeout=120) as client, aiohttp.ClientSession() as http:
         await wait_ready(http)
@@ -209,7 +209,7 @@ async def drive(kubeconfig: Path, process: Processes, server: Processes, jobs: i
             await ended.reached(jobs, 3600)
             total = time.monotonic() - started
             cpu = process.cpu_seconds() - cpu[0], server.cpu_seconds() - cpu[1]
-            memory, metrics = process.resident_mib(), await scrape(http)
+            memory = process.resident_mib()
             born: dict[str, float] = {}
             for number in range(arrivals):
                 await asyncio.sleep(max(0.0, number / ARRIVALS_PER_SECOND - (time.monotonic() - started - total)))
@@ -221,7 +221,8 @@ async def drive(kubeconfig: Path, process: Processes, server: Processes, jobs: i
             await asyncio.sleep(10)
             before = requests(await scrape(http))
             await asyncio.sleep(IDLE_SECONDS)
-            idle = (requests(await scrape(http)) - before) / IDLE_SECONDS
+            metrics = await scrape(http)
+            idle = (requests(metrics) - before) / IDLE_SECONDS
         return Figures(created, total, memory, cpu, metrics, latencies, idle)
 
 
@@ -307,12 +308,14 @@ def requests(text: str) -> float:
 
 def report(jobs: int, server: str, figures: Figures) -> None:
     """The table."""
-    cpu = figures.cpu
+    cpu, every = figures.cpu, jobs + len(figures.latencies)
     writes = {
-        verb: metric(figures.metrics, "slipway_requests_total", verb=verb) / jobs
+        verb: metric(figures.metrics, "slipway_requests_total", verb=verb) / every
         for verb in ("apply", "create", "delete", "patch")
     }
-    reconciles = metric(figures.metrics, "slipway_reconcile_total") / jobs
+    reconciles = metric(figures.metrics, "slipway_reconcile_total") / every
+    told = metric(figures.metrics, "slipway_events_total", result="created") / every
+    kept_back = metric(figures.metrics, "slipway_events_total") / every - told
     spread = ", ".join(f"{verb} {count:.1f}" for verb, count in writes.items())
     print(f"{jobs} TrainJobs on {server}; {os.cpu_count()} CPUs shared by operator, API server and the actor")
     print(f"created                         {jobs / figures.created:8.0f} /s")
@@ -322,6 +325,7 @@ def report(jobs: int, server: str, figures: Figures) -> None:
         f"CPU per job                     {1000 * cpu[0] / jobs:8.1f} ms operator, {1000 * cpu[1] / jobs:.1f} ms server"
     )
     print(f"writes per job                  {sum(writes.values()):8.1f} ({spread}; one is the RayJob itself)")
+    print(f"Events per job                  {told:8.1f} (among the writes), {kept_back:.1f} dropped or counted up")
     print(f"reconciles per job              {reconciles:8.1f}")
     if figures.latencies:
         p50 = statistics.median(figures.latencies)

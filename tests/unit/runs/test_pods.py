@@ -228,7 +228,7 @@ def test_the_condition_follows_the_pods_and_only_trouble_is_an_event() -> None:
         world.settle()
         seen.append(world.condition("Running")[1])
     assert seen == ["Unschedulable", "PullingImages", "ImagePullFailed", "ImagePullFailed", "WaitingForResources"]
-    assert world.events == ["AttemptCreated", "Unschedulable", "ImagePullFailed"]
+    assert world.events == ["Unschedulable", "ImagePullFailed"]
 
 
 def test_the_same_pods_again_change_nothing() -> None:

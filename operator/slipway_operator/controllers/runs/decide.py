@@ -350,7 +350,8 @@ def _start(kind: RunKind[Any], observed: Observed, spec: RunSpecification, setti
     plan.apply += [network_policy(job, kind.child_name(metadata["name"], 0), policy)] if policy else []
     plan.apply += [kuberay.token_secret(job, name, number, token, settings.report_ca), ray_job]
     _begin(kind, job, number, draft.now, name, settings, draft)
-    plan.note("Normal", "AttemptCreated", f"created RayJob {name}")
+    if number > 1:  # that a job was begun, its status says; an Event would be one write in six of a short job
+        plan.note("Normal", "AttemptCreated", f"created RayJob {name}")
 
 
 def storage_prefix(kind: RunKind[Any], root: str, metadata: dict[str, Any]) -> str:
