@@ -48,6 +48,9 @@ from serving_rival import rival_tokens_per_second
 from slipway_api.references import ModelReference
 from slipway_api.serving import EngineConfig
 from slipway_jobs.data.tokenizer import train_bpe
+from slipway_operator.kube.client import Client
+from slipway_operator.kube.config import load_config
+from slipway_operator.kube.resource import DEPLOYMENTS
 from slipway_serving.replica import EngineReplica
 
 BIN = Path(sys.executable).parent
@@ -147,6 +150,17 @@ def engine(replica: EngineReplica, tokens: int, rounds: int) -> list[Row]:
     return [(f"engine, {STREAMS} streams / generate", words, ">= 3x", met(ratio >= 3))]
 
 
+def deployment(name: str, model: Path, steps: list[dict[str, int]]) -> dict[str, Any]:
+    spec = {
+        "model": {"uri": str(model)},
+        "engine": {"transformers": {"precision": "fp32", "maxBatch": STREAMS, "maxContextTokens": CONTEXT}},
+        "replicas": {"resources": {"cpu": "500m", "memory": "1Gi"}},
+        "canary": {"steps": steps},
+    }
+    metadata = {"name": name, "namespace": "default"}
+    return {"apiVersion": "slipway.dev/v1alpha1", "kind": "Deployment", "metadata": metadata, "spec": spec}
+
+
 # --- a control plane ----------------------------------------------------------------------------------------------
 
 
@@ -155,6 +169,7 @@ class ControlPlane:
 
     def __init__(self, home: Path) -> None:
         kept = {k: v for k, v in os.environ.items() if not k.startswith(("KUBECONFIG", "RAY_", "SLIPWAY_"))}
+        self.kubeconfig = home / "apiserver" / "kubeconfig"
         self._environment = kept | {"SLIPWAY_HOME": str(home), "PATH": f"{BIN}{os.pathsep}{os.environ['PATH']}"}
 
     def __enter__(self) -> ControlPlane:
@@ -174,15 +189,7 @@ class ControlPlane:
         return done.stdout
 
     def serve(self, name: str, model: Path, steps: list[dict[str, int]]) -> None:
-        spec = {
-            "model": {"uri": str(model)},
-            "engine": {"transformers": {"precision": "fp32", "maxBatch": STREAMS, "maxContextTokens": CONTEXT}},
-            "replicas": {"resources": {"cpu": "500m", "memory": "1Gi"}},
-            "canary": {"steps": steps},
-        }
-        metadata = {"name": name, "namespace": "default"}
-        document = {"apiVersion": "slipway.dev/v1alpha1", "kind": "Deployment", "metadata": metadata, "spec": spec}
-        self("apply", "-f", "-", stdin=json.dumps(document))
+        self("apply", "-f", "-", stdin=json.dumps(deployment(name, model, steps)))
 
     def answering(self, name: str) -> str:
         """Its URL, once it is available and has answered."""
@@ -353,7 +360,9 @@ async def rollout(plane: ControlPlane, url: str, other: Path, steady_seconds: fl
 
     async def roll() -> None:
         steps = [{"weight": 25, "pauseSeconds": 3}, {"weight": 50, "pauseSeconds": 3}]
-        await asyncio.to_thread(plane.serve, "first", other, steps)
+        # Not by a command: it would take a second of the CPUs that serve, where it is run on another machine.
+        async with Client(await load_config(str(plane.kubeconfig))) as client:
+            await client.apply(DEPLOYMENTS, deployment("first", other, steps), field_manager="benchmark")
         async with asyncio.timeout(150):
             # Asked of the endpoint: a command for each look would be a load of its own.
             while not await taken_over():  # noqa: ASYNC110

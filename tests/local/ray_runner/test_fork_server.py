@@ -125,7 +125,8 @@ with open("/proc/self/environ", "rb") as file:
     shown = [v.decode() for v in file.read().split(b"\\0") if v]
 report = dict(pid=os.getpid(), parent=os.getppid(), group=os.getpgid(0), argv=sys.argv, cwd=os.getcwd(), shown=shown,
     environment=dict(os.environ), preloaded="decimal" in sys.modules, name=__name__, random=random.random(),
-    main=sys.modules["__main__"].__file__, mask=os.umask(0), path=sys.path[0])
+    main=sys.modules["__main__"].__file__, mask=os.umask(0), path=sys.path[0],
+    nice=os.nice(0))
 print(json.dumps(report), flush=True)
 print("to stderr", file=sys.stderr, flush=True)
 if "--wait" in sys.argv:
@@ -221,9 +222,17 @@ def test_a_fork_is_the_worker_that_was_asked_for(forks: Forks) -> None:
     os.umask(mine := os.umask(0))
     assert found["mask"] == mine
     wanted = {**forks.environment, "OMP_NUM_THREADS": "1", "MARKED": "yes", "SLIPWAY_RAY_JOB": "one"}
+    wanted["RAY_worker_niceness"] = "0"  # it is that nice already
     assert found["environment"] == wanted
     assert dict(v.split("=", 1) for v in found["shown"]) == wanted, "the environment that other processes see"
     assert "no_such_module" in forks.log
+
+
+@pytest.mark.parametrize(("asked", "nice"), [(None, 15), ("0", 0), ("3", 3), ("-1", 0)])
+def test_a_fork_is_as_nice_as_ray_would_make_it_from_its_first_line(forks: Forks, asked: str | None, nice: int) -> None:
+    found = forks.report(**({} if asked is None else {"RAY_worker_niceness": asked}))
+    assert found["nice"] == min(19, nice + os.nice(0))
+    assert found["environment"]["RAY_worker_niceness"] == ("-1" if asked == "-1" else "0"), "Ray adds nothing to it"
 
 
 def test_forks_have_nothing_random_in_common(forks: Forks) -> None:

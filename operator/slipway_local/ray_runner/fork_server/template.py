@@ -79,6 +79,8 @@ READ_BY_IMPORTS = re.compile(
 )
 """Variables that may decide what an import does. A worker for which one of these differs is not forked."""
 
+_NICENESS, _RAYS_NICENESS = "RAY_worker_niceness", 15
+
 _ROOM = "SLIPWAY_FORK_ROOM"
 _ROOM_BYTES = 16 * 1024
 _SHUTDOWN = (signal.SIGTERM, signal.SIGINT)
@@ -145,6 +147,18 @@ def expanded(environment: Mapping[str, str], variables: Mapping[str, str]) -> di
         known = re.sub(r"\$(\w+|\{[^}]*\})", lambda m: result.get(m[1].strip("{}"), m[0]), value)
         result[name] = _UNEXPANDED.sub("", known)
     return result
+
+
+def begin_nice(environment: Mapping[str, str]) -> dict[str, str]:
+    """Be as nice as Ray makes its workers; the environment with which Ray adds nothing to it.
+
+    Ray does so only when a worker has imported Ray: until then it would take the CPU from replicas that answer.
+    """
+    wanted = environment.get(_NICENESS, str(_RAYS_NICENESS))
+    if not wanted.isdigit():
+        return dict(environment)  # Ray knows what it is
+    os.nice(int(wanted))
+    return {**environment, _NICENESS: "0"}
 
 
 def differing(mine: Mapping[str, str], its: Mapping[str, str]) -> list[str]:
@@ -237,7 +251,7 @@ class Template:
                 os.dup2(descriptor, target)
             os.chdir(request.directory)
             os.umask(request.mask)
-            _set_environment(wanted.environment)
+            _set_environment(begin_nice(wanted.environment))
             _reseed()
             _number_of_threads()
             connection.sendall(FORKED)
