@@ -39,10 +39,13 @@ def application_states(observed: Observed) -> dict[str, tuple[str, str]]:
 
 
 def _why(application: dict[str, Any]) -> str:
-    """The last line of what its deployments say: Serve puts the exception there, below its traceback."""
+    """The last line of what its deployments say: Serve puts the exception there, below its traceback.
+
+    Of a long one only the end may have been kept, so its frames tell it as well as its first line.
+    """
     deployments = application.get("serveDeploymentStatuses") or {}
     told = [str(one.get("message") or "").strip() for one in deployments.values()]
-    lines = [text.splitlines()[-1] for text in told if text and "Traceback" in text]
+    lines = [text.splitlines()[-1] for text in told if "Traceback" in text or '\n  File "' in text]
     return (lines[0] if lines else str(application.get("message") or ""))[:1000]
 
 
