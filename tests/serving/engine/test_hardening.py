@@ -17,10 +17,11 @@ from typing import Any
 
 import psutil
 import pytest
+from starlette.responses import Response
 
 from slipway_api.serving import RouterConfig, RouterUserConfig, WeightedVersion
 from slipway_serving.engine.model import ServedModel
-from slipway_serving.openai import http
+from slipway_serving.openai import access_log, http
 from slipway_serving.replica import EngineReplica
 from slipway_serving.router import Router
 
@@ -294,6 +295,14 @@ async def test_a_full_queue_is_429_before_a_stream_begins(model_folder: Path) ->
     assert 1 <= len(refused) < 8
     assert all(headers["retry-after"] == "1" for _, headers, _ in refused)
     assert all(json.loads(text)["error"]["code"] == "queue_full" for _, _, text in refused)
+
+
+async def test_the_access_log_holds_no_more_than_a_thousand_lines(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO, "slipway.access")
+    for number in range(1001):
+        access_log.Entry(str(number), "GET", "/v1/models").answered(Response())
+    written = [line for record in caplog.records for line in record.message.splitlines()]
+    assert len(written) == 1000, "at once, though their time has not come"
 
 
 async def test_each_request_has_one_line_in_the_access_log(

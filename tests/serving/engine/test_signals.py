@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import random
+import threading
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -133,3 +134,25 @@ async def test_a_replica_tells_them_with_the_last_piece_when_the_router_asks(rep
     chat = await ask(messages=[{"role": "user", "content": text}], signals=True)
     assert "loss" not in chat[-1]
     assert chat[-1]["entropy"] > 0
+
+
+async def test_no_first_token_waits_for_the_loss_of_its_prompt(
+    served: ServedModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The model cannot tell the loss before somebody has the first token."""
+    arrived, told = threading.Event(), ServedModel.losses
+
+    def losses(model: ServedModel, *arguments: Any) -> dict[int, float]:
+        assert arrived.wait(10), "nobody has got the first token yet"
+        return told(model, *arguments)
+
+    monkeypatch.setattr(ServedModel, "losses", losses)
+    engine, prompt = Engine(served, max_batch=2, max_queue=2), (1, 2, 3)
+    try:
+        pieces = []
+        async for piece in engine.stream(Generation(prompt, 3, temperature=0, loss=True, ignore_end=True)):
+            arrived.set()
+            pieces.append(piece)
+    finally:
+        engine.close()
+    assert pieces[-1].loss == pytest.approx(loss_of(served, prompt), abs=1e-5)
