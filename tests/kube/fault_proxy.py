@@ -240,11 +240,15 @@ class FaultProxy:
         headers = {name: value for name, value in request.headers.items() if name.lower() not in _NOT_PASSED_ON}
         url = self._upstream.server + request.raw_path
         timeout = aiohttp.ClientTimeout(total=None, sock_connect=5.0)
+        if asked.resource:
+            # Before the answer: a client that leaves without waiting for it has used its right all the same.
+            self.verbs.add(f"{asked.resource} {asked.verb}")
         try:
             async with self._session.request(
                 request.method, URL(url, encoded=True), data=await request.read(), headers=headers, timeout=timeout
             ) as answer:
-                self._note(asked, answer.status)
+                if asked.applies and answer.status == 201:
+                    self.verbs.add(f"{asked.resource} create")
                 if asked.verb == "watch" and answer.status == 200:
                     return await self._stream(request, asked, answer)
                 kept = {n: v for n, v in answer.headers.items() if n.lower() not in _NOT_PASSED_ON}
@@ -253,13 +257,6 @@ class FaultProxy:
             if request.transport is not None:  # the server is gone, and so is this connection
                 request.transport.abort()
             return web.Response(status=502)
-
-    def _note(self, asked: Asked, status: int) -> None:
-        if not asked.resource:
-            return
-        self.verbs.add(f"{asked.resource} {asked.verb}")
-        if asked.applies and status == 201:
-            self.verbs.add(f"{asked.resource} create")
 
     async def _stream(self, request: web.Request, asked: Asked, answer: aiohttp.ClientResponse) -> web.StreamResponse:
         response = web.StreamResponse(headers={"Content-Type": "application/json"})
