@@ -277,5 +277,6 @@ class CompressionStatus(ApiModel):
     completion_time: Timestamp | None = Field(default=None, description="When it succeeded or failed.")
     next_attempt_time: Timestamp | None = Field(default=None, description="When the next attempt may start.")
     storage: LongText | None = Field(default=None, description="Prefix of its logs.")
+    pool: ShortText | None = Field(default=None, description="The pool of nodes that the plan has found room in.")
     usage: Usage | None = Field(default=None, description="What the attempts have used.")
     result: CompressionResult | None = Field(default=None, description="What it gained and lost.")

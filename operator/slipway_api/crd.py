@@ -80,6 +80,7 @@ TRAIN_JOB = Kind(
         PrinterColumn("Strategy", "string", ".status.plan.strategy", "How the model is spread.", priority=1),
         PrinterColumn("Perplexity", "string", ".status.model.perplexity", "Held-out perplexity.", priority=1),
         PrinterColumn("Model", "string", ".status.model.uri", "Where the trained model is.", priority=1),
+        PrinterColumn("Cost", "string", ".status.usage.cost", "What the attempts have cost.", priority=1),
         PrinterColumn("Age", "date", ".metadata.creationTimestamp", "Time since creation."),
     ),
 )

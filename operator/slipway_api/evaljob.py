@@ -528,6 +528,7 @@ class EvalJobStatus(ApiModel):
         default_factory=list, description="The folds of a cross-validation."
     )
     results: EvalResults | None = Field(default=None, description="What was written.")
+    pool: ShortText | None = Field(default=None, description="The pool of nodes that the plan has found room in.")
     usage: Usage | None = Field(default=None, description="What the attempts have used.")
 
 

@@ -436,6 +436,17 @@ class Usage(ApiModel):
 
     worker_seconds: int = Field(default=0, ge=0, description="Sum over attempts of run time x workers.")
     gpu_seconds: int = Field(default=0, ge=0, description="Sum over attempts of run time x GPUs.")
+    cost: ShortText | None = Field(
+        default=None,
+        description="The workers' part of their nodes' price, as a decimal; the price is that of the attempt's end. Absent: "
+        "the operator knows no price.",
+    )
+    currency: ShortText | None = Field(
+        default=None, description="Of the cost. When the operator's changes, the cost begins anew."
+    )
+    energy_kwh: ShortText | None = Field(
+        default=None, description="The workers' part of what their nodes draw at work, in kWh, as a decimal."
+    )
 
 
 class TrainJobStatus(ApiModel):
@@ -464,6 +475,7 @@ class TrainJobStatus(ApiModel):
         default_factory=list, description="Damaged checkpoints that were passed over, newest first."
     )
     model: TrainedModel | None = Field(default=None, description="The trained model.")
+    pool: ShortText | None = Field(default=None, description="The pool of nodes that the plan has found room in.")
     usage: Usage | None = Field(default=None, description="What the attempts have used.")
 
 

@@ -69,6 +69,10 @@ def usage(status: Json) -> Pairs:
         yield "Workers", f"{short_duration(usage['workerSeconds'])} of worker time"
     if usage.get("gpuSeconds"):
         yield "GPUs", f"{short_duration(usage['gpuSeconds'])} of GPU time"
+    if usage.get("cost"):
+        yield "Cost", f"{usage['cost']} {usage.get('currency', '')}"
+    if usage.get("energyKwh"):
+        yield "Energy", f"{usage['energyKwh']} kWh"
     yield "Storage", status.get("storage")
 
 

@@ -11,7 +11,7 @@ from typing import Annotated
 import yaml
 from pydantic import Field, ValidationError
 
-from slipway_api.base import ApiModel, Name, Quantity
+from slipway_api.base import ApiModel, Decimal, Name, Quantity
 
 
 class ConfigError(Exception):
@@ -58,6 +58,14 @@ class PoolConfig(ApiModel):
     cpus: int = Field(ge=1, description="CPUs of one node that runs may use.")
     memory: Quantity = Field(description="Memory of one node that runs may use.")
     gpus: int = Field(default=0, ge=0, description="GPUs of one node.")
+    gpu_memory: Quantity | None = Field(default=None, description="Memory of one GPU. Default: not counted.")
+    price_per_hour: Decimal | None = Field(
+        default=None,
+        description="What one node costs an hour, in the configuration's `currency`. Default: not counted.",
+    )
+    power_watts: int | None = Field(
+        default=None, ge=1, le=10_000_000, description="What one node draws at work, in W. Default: not counted."
+    )
 
 
 class LeaderElectionConfig(ApiModel):
@@ -119,8 +127,9 @@ class OperatorConfig(ApiModel):
     reports: ReportsConfig
     metrics: MetricsConfig = Field(default_factory=MetricsConfig)
     pools: Annotated[list[PoolConfig], Field(max_length=256)] = Field(
-        default_factory=list, description="Empty: the plan does not count nodes."
+        default_factory=list, description="Empty: the plan does not count nodes. The first that a job fits in is its."
     )
+    currency: str = Field(default="USD", pattern=r"^[A-Z]{3}$", description="Of the pools' prices (ISO 4217).")
     leader_election: LeaderElectionConfig = Field(default_factory=LeaderElectionConfig)
     ray: RayConfig = Field(default_factory=RayConfig)
     network_policy: NetworkPolicyConfig | None = Field(

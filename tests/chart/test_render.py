@@ -67,6 +67,7 @@ def steady(obj: dict[str, Any]) -> dict[str, Any]:
         ("watch.namespaces={Team_A}", "'/watch/namespaces/0'"),
         ("watch.namespaces={a,a}", "'/watch/namespaces'"),
         ("pools[0].name=gpu", "'/pools/0': missing properties"),
+        ("currency=dollars", "'/currency'"),
         ("image.digest=sha256:12", "'/image/digest'"),
         ("ray.image.pullPolicy=Always", "additional properties 'pullPolicy' not allowed"),
         ("reports.tls.source=Vault", "'/reports/tls/source'"),

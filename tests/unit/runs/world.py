@@ -65,6 +65,7 @@ class World:
 
     job: dict[str, Any]
     kind: RunKind[Any] = field(default_factory=TrainJobKind)
+    settings: Settings = SETTINGS
     now: datetime = START
     children: dict[tuple[str, str], dict[str, Any]] = field(default_factory=dict)
     created: list[str] = field(default_factory=list)  # names of RayJobs, in the order of creation
@@ -113,7 +114,7 @@ class World:
 
     def reconcile(self, crash_after: int | None = None) -> Decision:
         """Decide and do; dies after that many effects."""
-        decision = decide(self.kind, self.observe(), SETTINGS, self.now)
+        decision = decide(self.kind, self.observe(), self.settings, self.now)
         effects = [
             *[lambda o=o: self._apply(o) for o in decision.apply],
             *[lambda p=p: self._patch(p) for p in decision.patch],

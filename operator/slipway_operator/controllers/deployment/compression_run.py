@@ -128,6 +128,7 @@ class CompressionKind(RunKind[RunSpecification]):
         if not verdict.fits:
             plan.fail(c.DOES_NOT_FIT, verdict.message.replace("spec.workers", "spec.compression"))
             return None
+        plan.draft.put_pool(verdict.pool)
         ended = out_of_memory_ends(plan.draft.records())
         if ended:
             last = next(r for r in reversed(plan.draft.records()) if r.get("outcome") == "OutOfMemory")
@@ -139,8 +140,9 @@ class CompressionKind(RunKind[RunSpecification]):
             return None
         return spec
 
-    def say_planned(self, spec: RunSpecification, settings: Settings, draft: StatusDraft) -> None:
-        """Nothing."""
+    def say_planned(self, observed: Observed, spec: RunSpecification, settings: Settings, draft: StatusDraft) -> None:
+        """Where."""
+        draft.put_pool(fit_workers(spec.workers, settings.config.pools).pool)
 
     def run(self, spec: RunSpecification, place: RunPlace) -> CompressRunSpec:
         """What the compression driver is told."""

@@ -20,6 +20,7 @@ from slipway_api import API_VERSION
 from slipway_api import conditions as c
 from slipway_api.evaljob import EvalJobSpec
 from slipway_operator.controllers.evaljob.folds import combine
+from slipway_operator.controllers.runs import usage
 from slipway_operator.controllers.runs.decide import deadline_message, expire, of_a_predecessor, past_deadline
 from slipway_operator.controllers.runs.kind import RunKind
 from slipway_operator.controllers.runs.observed import Observed, Patch, Plan
@@ -224,17 +225,15 @@ def _failure(fold: Fold) -> str | None:
 
 def _tell(folds: list[Fold], plan: Plan) -> None:
     """Folds, their count and what they have used."""
-    told, usage = [], {"workerSeconds": 0, "gpuSeconds": 0}
+    told, used = [], []
     for fold in folds:
         trained = fold.train is not None and _is(fold.train, c.SUCCEEDED)
         speaks = fold.evaluate if trained else fold.train
         state = str(((speaks or {}).get("status") or {}).get("state") or "Pending")
         told.append({"fold": fold.number, "trainJob": fold.name, "evalJob": fold.name, "state": state})
-        for job in fold.jobs():
-            used = (job.get("status") or {}).get("usage") or {}
-            usage = {name: seconds + used.get(name, 0) for name, seconds in usage.items()}
+        used += [(job.get("status") or {}).get("usage") or {} for job in fold.jobs()]
     plan.draft.put("folds", told)
-    plan.draft.put("usage", usage)
+    plan.draft.put("usage", usage.total(used))
     measured = sum(fold.evaluate is not None and _is(fold.evaluate, c.SUCCEEDED) for fold in folds)
     plan.draft.put("suitesSummary", f"{measured}/{len(folds)} folds")
 

@@ -67,6 +67,7 @@ class EvalJobKind(RunKind[EvalJobSpec]):
         if not verdict.fits:
             plan.fail(c.DOES_NOT_FIT, verdict.message)
             return None
+        draft.put_pool(verdict.pool)
         model = _resolve("spec.model", spec.model, observed, plan)
         baseline = _resolve("spec.baseline", spec.baseline, observed, plan) if spec.baseline else None
         if model is None or (spec.baseline and baseline is None):
@@ -81,8 +82,9 @@ class EvalJobKind(RunKind[EvalJobSpec]):
             return None
         return spec.model_copy(update={"model": model, "baseline": baseline, "batch_tokens": tokens})
 
-    def say_planned(self, spec: EvalJobSpec, settings: Settings, draft: StatusDraft) -> None:
-        """What the printer columns show."""
+    def say_planned(self, observed: Observed, spec: EvalJobSpec, settings: Settings, draft: StatusDraft) -> None:
+        """What the printer columns show, and where."""
+        draft.put_pool(fit_workers(spec.workers, settings.config.pools).pool)
         draft.put("modelName", in_words(spec.model))
         draft.put("suitesSummary", f"0/{len(spec.suites)}")
 

@@ -33,6 +33,7 @@ from slipway_operator.controllers.runs.pods import PROBLEMS, end_by_pods, head_l
 from slipway_operator.controllers.runs.status import StatusDraft
 from slipway_operator.controllers.runs.waiting import REALLY_RUNNING, at_creation, describe, is_suspended
 from slipway_operator.network_policy import network_policy
+from slipway_operator.planner.cost import rate_of
 
 
 def decide(kind: RunKind[Any], observed: Observed, settings: Settings, now: datetime) -> Decision:
@@ -63,7 +64,7 @@ def _ladder(kind: RunKind[Any], observed: Observed, settings: Settings, now: dat
     if draft.finished():
         return expire(spec, now, plan)
     if draft.current_attempt() is not None:
-        _follow(kind, observed, spec, now, plan)
+        _follow(kind, observed, spec, settings, now, plan)
     if draft.finished() or draft.current_attempt() is not None:
         return None
     if past_deadline(spec, draft, now, plan):
@@ -88,7 +89,7 @@ def _adopt(
         number, metadata = _number(ray_job), ray_job["metadata"]
         if number > draft.last_number():
             draft.set(c.SUSPENDED, "False", c.NOT_SUSPENDED, "spec.suspend is false")
-            kind.say_planned(spec, settings, draft)
+            kind.say_planned(observed, spec, settings, draft)
             _begin(kind, observed.job, number, metadata["creationTimestamp"], metadata["name"], settings, draft)
 
 
@@ -156,7 +157,9 @@ def expire(spec: RunSpecification, now: datetime, plan: Plan) -> None:
         plan.requeue((due - now).total_seconds())
 
 
-def _follow(kind: RunKind[Any], observed: Observed, spec: RunSpecification, now: datetime, plan: Plan) -> None:
+def _follow(
+    kind: RunKind[Any], observed: Observed, spec: RunSpecification, settings: Settings, now: datetime, plan: Plan
+) -> None:
     """An attempt is alive: fold in what it says, and end it when it ended or must end."""
     draft = plan.draft
     number = draft.current_attempt()
@@ -184,7 +187,7 @@ def _follow(kind: RunKind[Any], observed: Observed, spec: RunSpecification, now:
         if ray_job is None or ray_job["metadata"].get("deletionTimestamp"):  # nothing will lead to its Secret any more
             child = kind.child_name(observed.job["metadata"]["name"], number)
             plan.delete.append(kuberay.token_secret(observed.job, child, number, token=""))
-        return _record_end(kind, draft, number, end, spec, now, plan)
+        return _record_end(kind, draft, number, end, spec, settings, now, plan)
     assert ray_job is not None
     patience = seconds_of_patience(observed.pods, now)
     if patience is not None:
@@ -239,10 +242,12 @@ def _record_end(
     number: int,
     end: End,
     spec: RunSpecification,
+    settings: Settings,
     now: datetime,
     plan: Plan,
 ) -> None:
-    draft.end_attempt(number, end.outcome, end.message, spec.workers)
+    rate = rate_of(spec.workers, draft.value("pool"), settings.config)
+    draft.end_attempt(number, end.outcome, end.message, spec.workers, rate)
     if end.outcome == "Succeeded":
         assert end.result is not None
         kind.succeed(end.result, draft)

@@ -109,7 +109,7 @@ class RunKind(ABC, Generic[SpecT]):
         """
 
     @abstractmethod
-    def say_planned(self, spec: SpecT, settings: Settings, draft: StatusDraft) -> None:
+    def say_planned(self, observed: Observed, spec: SpecT, settings: Settings, draft: StatusDraft) -> None:
         """An attempt was found that this status knows nothing of: say what was planned for it."""
 
     @abstractmethod

@@ -8,7 +8,10 @@ from typing import Any
 
 from slipway_api import conditions as c
 from slipway_api.trainjob import Workers
+from slipway_operator.config import PoolConfig
+from slipway_operator.controllers.runs import usage
 from slipway_operator.controllers.runs.attempts import format_time, parse_time
+from slipway_operator.planner.cost import Rate
 
 MAX_RECORDS = 20
 _MAX_MESSAGE = 4096
@@ -79,6 +82,13 @@ class StatusDraft:
         """Set a field of status."""
         self._status[key] = value
 
+    def put_pool(self, pool: PoolConfig | None) -> None:
+        """Where the plan has placed the job."""
+        if pool is None:
+            self._status.pop("pool", None)
+        else:
+            self._status["pool"] = pool.name
+
     def set(self, type_: str, status: c.Status, reason: str, message: str) -> None:
         """Set a condition."""
         self._status["conditions"] = c.set_condition(
@@ -104,18 +114,14 @@ class StatusDraft:
         """The attempt has left its queue: from here on it uses something."""
         next(r for r in self.records() if r["number"] == number)["startTime"] = self.now
 
-    def end_attempt(self, number: int, outcome: str, message: str, workers: Workers) -> None:
+    def end_attempt(self, number: int, outcome: str, message: str, workers: Workers, rate: Rate) -> None:
         """Close a record and add what the attempt has used: in a queue, nothing."""
         record = next(r for r in self.records() if r["number"] == number)
         if self.reason(c.RUNNING) == c.WAITING_FOR_QUOTA:
             record["startTime"] = self.now
         record.update(outcome=outcome, message=message[:_MAX_MESSAGE], endTime=self.now)
         seconds = max(0, int((parse_time(self.now) - parse_time(record["startTime"])).total_seconds()))
-        usage = self._status.get("usage", {})
-        self._status["usage"] = {
-            "workerSeconds": usage.get("workerSeconds", 0) + seconds * workers.count,
-            "gpuSeconds": usage.get("gpuSeconds", 0) + seconds * workers.count * workers.resources.gpu,
-        }
+        self._status["usage"] = usage.total([self._status.get("usage", {}), usage.of(seconds, workers, rate)])
 
     def succeed(self, reason: str, message: str) -> None:
         """The job has its result."""

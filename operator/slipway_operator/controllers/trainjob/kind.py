@@ -38,9 +38,9 @@ class TrainJobKind(RunKind[TrainJobSpec]):
         """Whether it fits, on which base model, with how much memory."""
         return plan_run(observed, spec, settings, plan)
 
-    def say_planned(self, spec: TrainJobSpec, settings: Settings, draft: StatusDraft) -> None:
+    def say_planned(self, observed: Observed, spec: TrainJobSpec, settings: Settings, draft: StatusDraft) -> None:
         """Planned, for an attempt that was found."""
-        say_planned(spec, replan_after_out_of_memory(spec, draft.records()) or spec, settings, draft)
+        say_planned(observed, spec, replan_after_out_of_memory(spec, draft.records()) or spec, settings, draft)
 
     def run(self, spec: TrainJobSpec, place: RunPlace) -> RunSpec:
         """What the training driver is told."""
