@@ -438,8 +438,8 @@ class Usage(ApiModel):
     gpu_seconds: int = Field(default=0, ge=0, description="Sum over attempts of run time x GPUs.")
     cost: ShortText | None = Field(
         default=None,
-        description="The workers' part of their nodes' price, as a decimal; the price is that of the attempt's end. Absent: "
-        "the operator knows no price.",
+        description="The workers' part of their nodes' price, as a decimal; the price is that of the attempt's end. "
+        "Absent: the operator knows no price.",
     )
     currency: ShortText | None = Field(
         default=None, description="Of the cost. When the operator's changes, the cost begins anew."
