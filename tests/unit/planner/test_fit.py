@@ -113,8 +113,8 @@ def test_the_state_of_a_rank_must_fit_into_its_gpu() -> None:
         "spec.workers: 4 workers of cpu 1, memory 2Gi, 1 GPU do not fit: pool small (2 nodes of 4 CPUs, 8Gi, 8 GPUs of "
         "24Gi) has GPUs that are too small; pool large (2 nodes of 4 CPUs, 8Gi, 8 GPUs of 80Gi) has GPUs that are too "
         "small. 6,738,415,616 parameters with ddp over 4 workers need at least 100.4Gi of each GPU for weights, "
-        "gradients and optimizer state. Use more workers with a strategy that shards (fsdp, deepspeed stage 3), offload "
-        "(fsdp.cpuOffload, deepspeed.offloadOptimizer), or make the model smaller."
+        "gradients and optimizer state. Use more workers with a strategy that shards (fsdp, deepspeed stage 3), "
+        "offload (fsdp.cpuOffload, deepspeed.offloadOptimizer), or make the model smaller."
     )
 
 
