@@ -26,10 +26,11 @@ demo: setup  ## Train, evaluate, serve and renew a small language model, through
 
 # Where nothing can be built, the tests that need a real control plane say that they were skipped, or fail if CI=true.
 # Two processes: half of the time is waiting. tests/conftest.py says what shares one, tests/suite.py what is run again.
-test: setup  ## All tests; those of tests/kube build what they need where Go is installed
+# TESTS: `make test TESTS="tests/kube tests/chart"` is the Kubernetes tier alone.
+test: setup  ## All tests, or those in TESTS; tests/kube builds what it needs where Go is installed
 	-@if command -v go >/dev/null; then $(MAKE) --no-print-directory control-plane; fi
 	$(BIN)/python tests/suite.py --numprocesses 2 --dist loadscope --no-loadscope-reorder \
-		--durations 40 --durations-min 8
+		--durations 40 --durations-min 8 $(TESTS)
 
 control-plane: setup  ## Build etcd, Kubernetes, Helm and KubeRay into the cache, once for each change of their pins
 	$(BIN)/python -m slipway_local.kubernetes.build

@@ -1,13 +1,14 @@
 """TrainJobs through the whole control plane, with the training mimicked: what the operator itself can carry.
 
-    python benchmarks/control_plane.py [--server local|kube] [--jobs 500] [--arrivals 500] [--kuberay 0]
+    python benchmarks/control_plane.py [--server local|kube] [--jobs 500] [--arrivals 500] [--floor 300] [--kuberay 0]
 
 The API server (slipway_local, or a real etcd, kube-apiserver and controller manager) and the operator run as processes
 of their own. An actor in this process plays KubeRay and the runs: it marks each RayJob running, sends the run's
 report and its end with the run's token, and marks the RayJob complete. Every TrainJob must end Succeeded.
 
 Three phases: all `--jobs` at once; `--arrivals` more at 50 per second, for the time from a TrainJob's creation to the
-sight of its RayJob; then nothing, for what the operator asks when nothing happens.
+sight of its RayJob; then nothing, for what the operator asks when nothing happens. Then, without the operator, the same
+writes by a client that does nothing else (`--floor` jobs): what this server makes of them is the most to be had here.
 
 `--kuberay N` (with `--server kube`) measures KubeRay's operator alone on the same machine first: N RayJobs are created
 directly, the pods that it makes are marked ready, and each RayJob must reach jobDeploymentStatus Running; once with its
@@ -36,6 +37,7 @@ from typing import Any
 
 import aiohttp
 
+from control_plane_floor import floor
 from control_plane_servers import METRICS, REPORTS, RUN_KEY, Processes, kube_server, kuberay, local_server, operator
 from slipway_api import conditions as c
 from slipway_api.run import RUN_ENV, report_token
@@ -93,6 +95,7 @@ class Actor:
         self._client = client
         self._http = http
         self._tasks: set[asyncio.Task[None]] = set()
+        self._main: asyncio.Task[Any] | Any = asyncio.current_task()
         self.seen: dict[str, float] = {}
         """When the first RayJob of each TrainJob was seen."""
 
@@ -103,7 +106,13 @@ class Actor:
             self.seen.setdefault(owner, time.monotonic())
             task = asyncio.create_task(self._play(change.obj))
             self._tasks.add(task)
-            task.add_done_callback(self._tasks.discard)
+            task.add_done_callback(self._played)
+
+    def _played(self, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled() and (error := task.exception()) is not None:
+            print(f"a run was not played to its end: {type(error).__name__}: {error}", file=sys.stderr)
+            self._main.cancel()  # its TrainJob would be waited for in vain
 
     async def _play(self, ray_job: dict[str, Any]) -> None:
         await self._status(ray_job, jobStatus="RUNNING", jobDeploymentStatus="Running")
@@ -193,7 +202,7 @@ class Figures:
 async def drive(kubeconfig: Path, process: Processes, server: Processes, jobs: int, arrivals: int) -> Figures:
     """All three phases; memory and CPU are those at the end of the first, metrics of all: Events are written later."""
     config = await load_config(str(kubeconfig), None)
-    async with Client(config, request_timeout=120) as client, aiohttp.ClientSession() as http:
+    async with Client(config, request_timeout=120) as client, sessions() as http:
         await wait_ready(http)
         ended, actor = Ended(succeeded), Actor(client, http)
         # What this process caches of a TrainJob is what it looks at: its memory is not the operator's.
@@ -224,6 +233,12 @@ async def drive(kubeconfig: Path, process: Processes, server: Processes, jobs: i
             metrics = await scrape(http)
             idle = (requests(metrics) - before) / IDLE_SECONDS
         return Figures(created, total, memory, cpu, metrics, latencies, idle)
+
+
+def sessions() -> aiohttp.ClientSession:
+    """Each run has a connection of its own, which is held until its end is written down: ten thousand may wait."""
+    timeout = aiohttp.ClientTimeout(total=None, sock_connect=30)
+    return aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0), timeout=timeout)
 
 
 async def create_all(client: Client, resource: Resource, objects: list[dict[str, Any]]) -> None:
@@ -341,6 +356,7 @@ def main() -> None:
     parser.add_argument("--server", choices=["local", "kube"], default="local")
     parser.add_argument("--jobs", type=int, default=500)
     parser.add_argument("--arrivals", type=int, default=500)
+    parser.add_argument("--floor", type=int, default=300, metavar="N")
     parser.add_argument("--kuberay", type=int, default=0, metavar="N")
     arguments = parser.parse_args()
     if arguments.kuberay and arguments.server != "kube":
@@ -357,6 +373,10 @@ def main() -> None:
         with operator(home, kubeconfig) as process:
             figures = asyncio.run(drive(kubeconfig, process, server, arguments.jobs, arguments.arrivals))
         report(arguments.jobs, arguments.server, figures)
+        if arguments.floor:
+            most = asyncio.run(floor(kubeconfig, "job-00000", arguments.floor))
+            ours = arguments.jobs / figures.total
+            print(f"the same writes, and no operator{most:8.1f} /s: ours is {100 * ours / most:.0f}% of it")
 
 
 if __name__ == "__main__":

@@ -33,7 +33,7 @@ from slipway_operator.kube.limiter import AdaptiveLimiter
 from slipway_operator.kube.manager import Manager
 from slipway_operator.kube.metrics import Metrics
 from slipway_operator.kube.outcomes import Done, Outcome
-from slipway_operator.kube.queue import WorkQueue
+from slipway_operator.kube.queue import Priority, WorkQueue
 from slipway_operator.kube.reflector import Reflector
 from slipway_operator.kube.resource import (
     DEPLOYMENTS,
@@ -320,9 +320,12 @@ class Operator:
             status = (status.get("compression") or {}) if key.attempt else {}
         return None if found is None else int(status.get("attempt", 0))
 
-    def _on_report(self, key: RunKey, urgent: bool) -> None:
-        queue = self._queues[_BY_PLURAL[key.kind]]
-        queue.add_after(Key(key.namespace, key.name), 0.0 if urgent else _STATUS_INTERVAL)
+    def _on_report(self, key: RunKey, priority: Priority | None) -> None:
+        queue, job = self._queues[_BY_PLURAL[key.kind]], Key(key.namespace, key.name)
+        if priority is None:
+            queue.add_after(job, _STATUS_INTERVAL)
+        else:
+            queue.add(job, priority)
 
     def _on_serving_report(self, key: RunKey, report: ServingReport) -> bool:
         kept = self._serving_reports.offer(key.uid, report)

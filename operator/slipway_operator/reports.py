@@ -17,6 +17,7 @@ from pydantic import ValidationError
 
 from slipway_api.run import REPORT_PATH, Report, report_token
 from slipway_api.serving import ServingReport
+from slipway_operator.kube.queue import Priority
 
 MAX_BODY = 256 * 1024
 _END_WAIT_SECONDS = 15.0
@@ -93,12 +94,13 @@ class ReportServer:
         key: bytes,
         *,
         current_attempt: Callable[[RunKey], int | None],
-        on_report: Callable[[RunKey, bool], None],
+        on_report: Callable[[RunKey, Priority | None], None],
         ready: Callable[[], bool],
         on_serving_report: Callable[[RunKey, ServingReport], bool] | None = None,
     ) -> None:
         """`current_attempt`: number of the job's newest attempt, 0 before the first, None when there is no such job.
-        `on_report(key, urgent)`: wake the reconciler. `on_serving_report(key, report)`: keep it; whether it is new."""
+        `on_report(key, priority)`: wake the reconciler; None: in time. `on_serving_report(key, report)`: keep it;
+        whether it is new."""
         self._on_serving_report = on_serving_report
         self._store = store
         self._key = key
@@ -149,9 +151,10 @@ class ReportServer:
             return _not_a_report(error)
         _, known = self._store.latest(key.uid)
         kept = self._store.offer(key, report)
-        urgent = report.end is not None or known is None or known.stage != report.stage
         if kept:
-            self._on_report(key, urgent)
+            news = known is None or known.stage != report.stage
+            # An end first, also where a thousand jobs wait to begin: its GPUs are theirs next, and the run waits here.
+            self._on_report(key, Priority.URGENT if report.end is not None else Priority.HIGH if news else None)
         if report.end is not None and not await self._store.wait_ended(key.uid, key.attempt):
             return _answer(503, "the end is not yet written to the job's status: send it again")
         return _answer(200, "accepted" if kept else "a newer report is known")

@@ -11,6 +11,7 @@ import pytest
 from aiohttp.test_utils import TestClient, TestServer
 
 from slipway_api.run import report_token
+from slipway_operator.kube.queue import Priority
 from slipway_operator.reports import ReportServer, ReportStore, RunKey
 
 KEY = b"operator key"
@@ -44,7 +45,7 @@ async def endpoint() -> AsyncIterator[Endpoint]:
         made.store,
         KEY,
         current_attempt=lambda _: made.current,
-        on_report=lambda key, urgent: made.woken.append((key, urgent)),
+        on_report=lambda key, priority: made.woken.append((key, priority)),
         ready=lambda: made.ready,
     )
     async with TestClient(TestServer(server.app())) as client:
@@ -77,7 +78,7 @@ async def test_the_compressions_of_a_deployment_report_as_runs_do(endpoint: Endp
 async def test_progress_within_a_stage_is_not_urgent(endpoint: Endpoint) -> None:
     await endpoint.post(report(1))
     await endpoint.post(report(2))
-    assert [urgent for _, urgent in endpoint.woken] == [True, False]
+    assert [priority for _, priority in endpoint.woken] == [Priority.HIGH, None]
 
 
 async def test_an_older_report_does_not_replace_a_newer_one(endpoint: Endpoint) -> None:

@@ -1,9 +1,10 @@
 """The work queue: which object to look at next.
 
 Keys, not events: ten changes of one object are one key. A key is never with two workers at once, and never lost: one
-that is added while it is being worked on comes back when the worker is done with it. What a person changed goes
-before what a full list merely repeated, and namespaces take turns, so that one team's thousand jobs do not make
-another team's single job wait. Time is the event loop's. The queue knows nothing about what its keys mean.
+that is added while it is being worked on comes back when the worker is done with it. What somebody waits for goes
+before what a person changed, and that before what a full list merely repeated; namespaces take turns, so that one
+team's thousand jobs do not make another team's single job wait. Time is the event loop's. The queue knows nothing
+about what its keys mean.
 """
 
 from __future__ import annotations
@@ -16,16 +17,18 @@ from enum import IntEnum
 from slipway_operator.kube.metrics import Metrics
 from slipway_operator.kube.resource import Key
 
-# Of so many keys taken, at least one is of low priority: a stream of edits must not starve resyncs for ever.
-_LOW_TURN = 16
+# Of so many keys taken, at least one is of the lowest priority, and one is not urgent: no stream may starve the others.
+_LOW_TURN, _HIGH_TURN = 16, 4
 
 
 class Priority(IntEnum):
     """Lower comes first."""
 
-    HIGH = 0
+    URGENT = 0
+    """Somebody holds resources until it is done: a run that has ended, and waits to hear that this is written down."""
+    HIGH = 1
     """Something changed."""
-    LOW = 1
+    LOW = 2
     """A list repeated what may be known already."""
 
 
@@ -90,7 +93,7 @@ class WorkQueue:
         self.name = name
         self._base = base_delay
         self._max = max_delay
-        self._lanes = (_Lane(), _Lane())
+        self._lanes = tuple(_Lane() for _ in Priority)
         self._waiting: dict[Key, _Waiting] = {}
         self._in_flight: set[Key] = set()
         self._again: dict[Key, Priority] = {}
@@ -107,7 +110,7 @@ class WorkQueue:
 
     def __len__(self) -> int:
         """How many keys are ready."""
-        return len(self._lanes[0]) + len(self._lanes[1])
+        return sum(map(len, self._lanes))
 
     @property
     def in_flight(self) -> frozenset[Key]:
@@ -218,9 +221,11 @@ class WorkQueue:
         self.add(key, self._waiting[key].priority)
 
     def _take(self) -> Key:
-        high, low = self._lanes
         self._taken += 1
-        lane = low if len(low) and (not len(high) or self._taken % _LOW_TURN == 0) else high
+        ready = [lane for lane in self._lanes if len(lane)]
+        lane = ready[-1] if self._taken % _LOW_TURN == 0 else ready[0]
+        if self._taken % _HIGH_TURN == 0 and lane is self._lanes[Priority.URGENT] and len(self._lanes[Priority.HIGH]):
+            lane = self._lanes[Priority.HIGH]
         key, since = lane.pop()
         self._in_flight.add(key)
         self._idle.clear()

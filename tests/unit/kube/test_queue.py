@@ -104,6 +104,36 @@ def test_user_edits_go_before_relists_and_promote_a_key() -> None:
     run(scenario())
 
 
+def test_what_somebody_waits_for_goes_before_edits() -> None:
+    async def scenario() -> None:
+        queue = WorkQueue()
+        queue.add(A, Priority.LOW)
+        queue.add(B)
+        queue.add(C)
+        queue.add(C, Priority.URGENT)
+        queue.add(C)
+        assert await take(queue, 3) == [C, B, A]
+
+    run(scenario())
+
+
+def test_a_stream_of_urgent_keys_starves_neither_edits_nor_resyncs() -> None:
+    async def scenario() -> None:
+        queue = WorkQueue()
+        queue.add(Key("quiet", "resync"), Priority.LOW)
+        queue.add(Key("quiet", "edit"))
+        came = []
+        for turn in range(40):
+            queue.add(Key("busy", f"end-{turn}"), Priority.URGENT)
+            key = await queue.get()
+            queue.done(key)
+            came.append(key.name)
+        assert came.index("edit") < 4
+        assert came.index("resync") < 16
+
+    run(scenario())
+
+
 def test_a_stream_of_edits_does_not_starve_resyncs() -> None:
     async def scenario() -> None:
         queue = WorkQueue()

@@ -11,11 +11,15 @@ import os
 import shlex
 import subprocess
 import sys
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, NoReturn
 
 from slipway_local.ray_runner.fork_server import request, template
+
+DASHBOARD_MODULES = ("JobHead", "NodeHead", "ServeHead")
+"""What jobs_api.py and serve_api.py talk to."""
+_MODULES = "--modules-to-load="
 
 _SCRIPT = """\
 #!/bin/sh
@@ -34,7 +38,23 @@ def main() -> NoReturn:
     scripts: Any = importlib.import_module("ray.scripts.scripts")
     # Or `ray start --head` would start the server of Ray Client as well: a process, and a port that takes code.
     scripts.get_ray_client_dependency_error = lambda: "nobody uses it here"
+    services: Any = importlib.import_module("ray._private.services")
+    services.start_ray_process = _with_lean_dashboard(services.start_ray_process)
     sys.exit(scripts.main())
+
+
+def _with_lean_dashboard(start: Callable[..., Any]) -> Callable[..., Any]:
+    """Ray's function that starts one of its processes, with no more of the dashboard than answers us.
+
+    Every other module is a Python process of its own, for pages that ask for a token which nobody here is told.
+    """
+
+    def started(command: list[str], process_type: str, *arguments: Any, **options: Any) -> Any:
+        if process_type == "dashboard" and not any(one.startswith(_MODULES) for one in command):
+            command = [*command, _MODULES + ",".join(DASHBOARD_MODULES)]
+        return start(command, process_type, *arguments, **options)
+
+    return started
 
 
 def launch(directory: Path, python: str, modules: Iterable[str] = ()) -> str:
