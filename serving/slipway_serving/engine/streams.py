@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import threading
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -71,3 +73,23 @@ def hand_out(made: list[tuple[Reader, Piece | BaseException]]) -> None:
 def _deliver(made: list[tuple[Reader, Piece | BaseException]]) -> None:
     for reader, piece in made:
         reader.pieces.put_nowait(piece)
+
+
+_ROUNDS = 3  # of an event loop: the reader wakes up, passes the piece on, and the transport writes it
+
+
+def let_go(loops: set[asyncio.AbstractEventLoop], seconds: float) -> None:
+    """Wait until these event loops have dealt with what was handed out to them, but no longer than that."""
+    deadline = time.monotonic() + seconds
+    for loop in loops:
+        dealt = threading.Event()
+        with contextlib.suppress(RuntimeError):  # as above
+            loop.call_soon_threadsafe(_after, _ROUNDS, loop, dealt)
+            dealt.wait(max(0.0, deadline - time.monotonic()))
+
+
+def _after(rounds: int, loop: asyncio.AbstractEventLoop, dealt: threading.Event) -> None:
+    if rounds:
+        loop.call_soon(_after, rounds - 1, loop, dealt)
+    else:
+        dealt.set()
