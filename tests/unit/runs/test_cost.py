@@ -19,6 +19,15 @@ def priced(world: World, *pools: dict[str, Any]) -> World:
     return world
 
 
+def lose_an_attempt(world: World, seconds: float) -> None:
+    """The first attempt ends after so long, for no fault of the user's; the next may begin."""
+    world.settle()
+    world.pass_time(seconds)
+    world.ray_status(jobStatus="FAILED", jobDeploymentStatus="Failed", message=exit_message(75))
+    world.settle()
+    world.finalize()
+
+
 # A node holds four of our workers, of which there are two: half of the node.
 POOLS = ({"name": "tiny", "cpus": 1}, {"name": "a", "pricePerHour": "7.2", "powerWatts": 400})
 
@@ -32,11 +41,7 @@ def test_the_plan_names_the_pool_the_price_and_the_power() -> None:
 
 def test_every_attempt_is_paid_for() -> None:
     world = priced(World.of(), *POOLS)
-    world.settle()
-    world.pass_time(600)
-    world.ray_status(jobStatus="FAILED", jobDeploymentStatus="Failed", message=exit_message(75))
-    world.settle()
-    world.finalize()
+    lose_an_attempt(world, 600)
     assert world.job["status"]["usage"] == {
         "workerSeconds": 1200, "gpuSeconds": 0, "cost": "0.6000", "currency": "USD", "energyKwh": "0.0333"
     }  # fmt: skip
@@ -52,11 +57,7 @@ def test_every_attempt_is_paid_for() -> None:
 
 def test_a_price_that_has_changed_counts_from_then_on() -> None:
     world = priced(World.of(), *POOLS)
-    world.settle()
-    world.pass_time(600)
-    world.ray_status(jobStatus="FAILED", jobDeploymentStatus="Failed", message=exit_message(75))
-    world.settle()
-    world.finalize()
+    lose_an_attempt(world, 600)
     world.pass_time(3600)
     priced(world, {"name": "a", "pricePerHour": "14.4"})
     world.settle()
