@@ -73,6 +73,7 @@ def usage(status: Json) -> Pairs:
         yield "Cost", f"{usage['cost']} {usage.get('currency', '')}"
     if usage.get("energyKwh"):
         yield "Energy", f"{usage['energyKwh']} kWh"
+    yield "Pool", status.get("pool")
     yield "Storage", status.get("storage")
 
 

@@ -22,6 +22,7 @@ from slipway_cli.parser import COMMANDS, command_parser
 from slipway_cli.progress import PlainCadence, PlainDisplay, ProgressView
 from slipway_cli.resources import Discovered, find_kinds, kind_of, parse_references
 from slipway_cli.run_logs import last_lines
+from slipway_cli.sections import usage
 from slipway_cli.tables import TableStyle, render, rows_of
 from slipway_cli.waiting import ConditionStatus, Deletion, judge, parse_goal
 from slipway_operator.kube.resource import Resource
@@ -371,3 +372,16 @@ def test_every_command_has_a_module_an_example_that_parses_and_a_line_of_help() 
         assert words[0] == command.name
         command_parser(command, "slipway").parse_intermixed_args(words[1:])
         assert len(command.summary) <= 58
+
+
+def test_what_a_job_has_used() -> None:
+    used = {"workerSeconds": 1200, "gpuSeconds": 0, "cost": "0.6000", "currency": "EUR", "energyKwh": "0.0333"}
+    told = {name: text for name, text in usage({"usage": used, "pool": "a", "storage": "file:///s"}) if text}
+    assert told == {
+        "Workers": "20m of worker time",
+        "Cost": "0.6000 EUR",
+        "Energy": "0.0333 kWh",
+        "Pool": "a",
+        "Storage": "file:///s",
+    }
+    assert [text for _, text in usage({}) if text] == []
