@@ -124,7 +124,7 @@ class Controller:
     async def _handle(self, key: Key) -> None:
         wait = self._hold(key) if self._hold is not None else 0.0
         if wait > 0:
-            self.queue.add_after(key, min(wait, _HOLD_POLL))
+            self.queue.add_after(key, min(wait, _HOLD_POLL), self.queue.urgency(key))
             return
         loop = asyncio.get_running_loop()
         started = loop.time()

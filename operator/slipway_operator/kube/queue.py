@@ -95,7 +95,7 @@ class WorkQueue:
         self._max = max_delay
         self._lanes = tuple(_Lane() for _ in Priority)
         self._waiting: dict[Key, _Waiting] = {}
-        self._in_flight: set[Key] = set()
+        self._in_flight: dict[Key, Priority] = {}
         self._again: dict[Key, Priority] = {}
         self._failures: dict[Key, int] = {}
         self._getters: deque[asyncio.Future[None]] = deque()
@@ -121,6 +121,10 @@ class WorkQueue:
     def waiting(self) -> frozenset[Key]:
         """The keys that become ready later."""
         return frozenset(self._waiting)
+
+    def urgency(self, key: Key) -> Priority:
+        """With what priority a key comes back: it stays urgent until it is done, and is never of low priority."""
+        return min(Priority.HIGH, self._in_flight.get(key, Priority.HIGH))
 
     def failures(self, key: Key) -> int:
         """How many times in a row the key has failed."""
@@ -164,13 +168,13 @@ class WorkQueue:
             waiting.timer.cancel()
         self._waiting[key] = _Waiting(due, priority, loop.call_at(due, self._due, key))
 
-    def add_rate_limited(self, key: Key, priority: Priority = Priority.HIGH, *, at_least: float = 0.0) -> float:
+    def add_rate_limited(self, key: Key, *, at_least: float = 0.0) -> float:
         """Adds the key after its backoff, which doubles with each call until `forget`; returns the delay in seconds."""
         failures = self._failures.get(key, 0) + 1
         self._failures[key] = failures
         self._metrics.queue_retries.labels(self.name).inc()
         delay = max(at_least, min(self._max, self._base * 2.0 ** min(failures - 1, 64)))
-        self.add_after(key, delay, priority)
+        self.add_after(key, delay, self.urgency(key))
         return delay
 
     def forget(self, key: Key) -> None:
@@ -196,7 +200,7 @@ class WorkQueue:
         """The worker is through with the key; it becomes ready again if it was added meanwhile."""
         if key not in self._in_flight:
             raise ValueError(f"{key} is not in flight")
-        self._in_flight.remove(key)
+        del self._in_flight[key]
         if not self._in_flight:
             self._idle.set()
         again = self._again.pop(key, None)
@@ -222,12 +226,12 @@ class WorkQueue:
 
     def _take(self) -> Key:
         self._taken += 1
-        ready = [lane for lane in self._lanes if len(lane)]
-        lane = ready[-1] if self._taken % _LOW_TURN == 0 else ready[0]
-        if self._taken % _HIGH_TURN == 0 and lane is self._lanes[Priority.URGENT] and len(self._lanes[Priority.HIGH]):
-            lane = self._lanes[Priority.HIGH]
-        key, since = lane.pop()
-        self._in_flight.add(key)
+        ready = [priority for priority in Priority if len(self._lanes[priority])]
+        priority = ready[-1] if self._taken % _LOW_TURN == 0 else ready[0]
+        if self._taken % _HIGH_TURN == 0 and priority is Priority.URGENT and Priority.HIGH in ready:
+            priority = Priority.HIGH
+        key, since = self._lanes[priority].pop()
+        self._in_flight[key] = priority
         self._idle.clear()
         self._metrics.queue_seconds.labels(self.name).observe(asyncio.get_running_loop().time() - since)
         return key

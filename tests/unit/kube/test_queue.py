@@ -117,6 +117,23 @@ def test_what_somebody_waits_for_goes_before_edits() -> None:
     run(scenario())
 
 
+def test_what_is_urgent_stays_so_until_it_is_done() -> None:
+    async def scenario() -> None:
+        queue = WorkQueue()
+        queue.add(A, Priority.URGENT)
+        queue.add(C, Priority.LOW)
+        for key in (A, C):
+            assert await queue.get() == key
+            queue.add_rate_limited(key)
+            queue.done(key)
+        queue.add(B)
+        await asyncio.sleep(1)
+        assert await take(queue, 3) == [A, B, C]  # C is late, and of low priority no more
+        assert queue.urgency(A) is Priority.HIGH  # it was done: the next time is another matter
+
+    run(scenario())
+
+
 def test_a_stream_of_urgent_keys_starves_neither_edits_nor_resyncs() -> None:
     async def scenario() -> None:
         queue = WorkQueue()
