@@ -1,8 +1,8 @@
 """What a job's workers cost and draw, by the price and the power of the pool that was planned for them.
 
 A worker bears its part of a node: one over the number of workers of its size that the node holds. So a worker with one
-of eight GPUs bears an eighth, and one that leaves no room for another bears the whole node. The head of a Ray cluster
-and its time before the workers run are not counted.
+of eight GPUs bears an eighth, and one that leaves no room for another bears the whole node. The head of the Ray
+cluster is not counted; an attempt is, from its creation (with a queue, its quota) to its end.
 """
 
 from __future__ import annotations

@@ -36,7 +36,7 @@ from slipway_serving.engine.text import GrowingText
 _PREFILL_TOKENS = 4096  # of one forward pass: longer waits are not put on the answers under way
 _IDLE_SECONDS = 1.0
 # So long the next token waits for a first one to be sent: computing takes the interpreter's lock and the CPU's caches
-# from the event loop that sends it, which made first tokens later by half a millisecond to one.
+# from the event loop that sends it.
 _FIRST_TOKEN_SECONDS = 0.002
 
 
