@@ -30,6 +30,7 @@ from slipway_operator.kube.resource import (
     CRDS,
     DEPLOYMENTS,
     EVALJOBS,
+    EVENTS,
     NAMESPACES,
     RAYJOBS,
     RAYSERVICES,
@@ -314,7 +315,8 @@ SCENARIOS: dict[str, Scenario] = {
     "etcd killed": etcd_killed,
     "watches cut in the middle of a line": watches_cut,
     "watches expired": watches_expired,
-    "answers to writes lost": while_it_lasts(5, (lose_answer,), every=2),
+    # Events by themselves too: only an Event that was made before its answer was lost is read before it is counted.
+    "answers to writes lost": while_it_lasts(5, (lose_answer, {"create"}, EVENTS.label), (lose_answer,), every=2),
     "conflicts": while_it_lasts(5, (reject(409, "Conflict"),), every=2),
     "too many requests": while_it_lasts(
         5, (reject(429, "TooManyRequests", retry_after=1), {*WRITES, "list", "get"}), every=3
