@@ -59,14 +59,16 @@ class ServeApi:
             raise RayUnavailable(f"GET {_PATH}: HTTP {status}: {_last_line(answer)}")
         return answer
 
-    async def proxy_answers(self, port: int) -> bool:
-        """Whether the HTTP proxy on this port is well."""
+    async def routes(self, port: int) -> frozenset[str] | None:
+        """The route prefixes that the HTTP proxy on this port knows the way to; None when it is not well."""
         limit = aiohttp.ClientTimeout(total=_PROBE)
+        # A new connection each time: HAProxy answers an old one from the configuration that it came under.
+        alone = {"Connection": "close"}
         try:
-            async with self._proxy.get(f"http://127.0.0.1:{port}/-/healthz", timeout=limit) as response:
-                return response.status == 200
-        except (aiohttp.ClientError, TimeoutError):
-            return False
+            async with self._proxy.get(f"http://127.0.0.1:{port}/-/routes", timeout=limit, headers=alone) as response:
+                return frozenset(await response.json()) if response.status == 200 else None
+        except (aiohttp.ClientError, TimeoutError, ValueError):
+            return None
 
     async def _request(self, method: str, body: Any, seconds: float) -> tuple[int, Any]:
         limit = aiohttp.ClientTimeout(total=seconds)

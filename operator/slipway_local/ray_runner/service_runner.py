@@ -243,7 +243,7 @@ class ServiceRunner:
         if held != service.held:
             service.held = held
             self._room.changed(self, service.key)
-        return RequeueAfter(_STEADY if seen.settled else _CHANGING)
+        return RequeueAfter(_STEADY if seen.settled and seen.answering else _CHANGING)
 
     async def _seen(self, service: Service, rayservice: Json, waits: str) -> tuple[st.Observed, Status]:
         record = self._serve.accepted(service.uid)
@@ -252,9 +252,8 @@ class ServiceRunner:
         details = await self._serve.details()
         if not details.get("controller_info"):  # replicas outlive their controller, which Ray starts again
             raise RayUnavailable("the Serve controller is starting again")
-        seen = st.observe(
-            record.applications, details, service.prefix, proxy_answers=await self._serve.proxy_answers(details)
-        )
+        routes = await self._serve.routes(details)
+        seen = st.observe(record.applications, details, service.prefix, routes)
         if seen.settled and not service.up:
             service.up = True
             self._serve.say_up(service)

@@ -8,7 +8,7 @@ Where KubeRay's conditions have fixed messages, these say what is waited for, si
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
@@ -48,9 +48,13 @@ class Observed:
 
 
 def observe(
-    given: Sequence[Mapping[str, Any]], details: Mapping[str, Any], prefix: str, *, proxy_answers: bool
+    given: Sequence[Mapping[str, Any]], details: Mapping[str, Any], prefix: str, routes: Collection[str] | None
 ) -> Observed:
-    """Reads ServeInstanceDetails for the applications that were given to Serve, whose names begin with the prefix."""
+    """Reads ServeInstanceDetails for the applications that were given to Serve, whose names begin with the prefix.
+
+    `routes` are those that the HTTP proxy knows the way to, None while it does not answer: Serve says that an
+    application runs a moment before its proxy hears of it.
+    """
     found: Mapping[str, Any] = details.get("applications") or {}
     applications: dict[str, dict[str, Any]] = {}
     replicas: dict[str, int] = {}
@@ -70,9 +74,11 @@ def observe(
         used += [_used(deployment) for deployment in (detail.get("deployments") or {}).values()]
         if application["route_prefix"] is not None:
             # One that is scaled to zero answers as well: the request waits for a replica.
-            answering.append(detail.get("status") == RUNNING or bool(alive))
+            answering.append(
+                (detail.get("status") == RUNNING or bool(alive)) and application["route_prefix"] in (routes or ())
+            )
     settled = all(status["status"] == RUNNING for status in applications.values())
-    answers = proxy_answers and (any(answering) if answering else settled)
+    answers = routes is not None and (any(answering) if answering else settled)
     return Observed(applications, settled, answers, total(used), replicas)
 
 
@@ -111,7 +117,7 @@ def observed(
     ready = (
         ("True", NON_ZERO_ENDPOINTS, "Number of serve endpoints is greater than 0")
         if answers
-        else ("False", ZERO_ENDPOINTS, "; ".join(_problems(seen)) or "the HTTP proxy does not answer yet")
+        else ("False", ZERO_ENDPOINTS, "; ".join(_problems(seen)) or "the HTTP proxy does not know the way to it yet")
     )
     conditions = _set(status, generation, now, READY, *ready)
     message = waits or "Active Ray cluster exists and no pending Ray cluster"

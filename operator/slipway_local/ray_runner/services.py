@@ -163,9 +163,9 @@ class Services:
                 self._answer = (started, await (await self._client()).details())
             return self._answer[1]
 
-    async def proxy_answers(self, details: dict[str, Any]) -> bool:
-        """Whether the HTTP proxy is well, asked of itself, as KubeRay asks it."""
-        return await (await self._client()).proxy_answers(int(details["http_options"]["port"]))
+    async def routes(self, details: dict[str, Any]) -> frozenset[str] | None:
+        """What the HTTP proxy knows the way to, asked of itself; None when it is not well."""
+        return await (await self._client()).routes(int(details["http_options"]["port"]))
 
     def url(self, service: Service, details: dict[str, Any]) -> str:
         """Where it answers, "" while Serve has not been started."""

@@ -2,20 +2,15 @@
 
 from __future__ import annotations
 
-import contextlib
-import hashlib
 import json
 import os
-import socket
 import subprocess
 import sys
-import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import psutil
 import pytest
 
 os.environ["HF_HUB_OFFLINE"] = "1"
@@ -26,6 +21,8 @@ from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 from slipway_api.run import EvalRunSpec
 from slipway_jobs.data.tokenizer import train_bpe
 from slipway_jobs.evaluate.scoring.model import ScoringModel
+
+from ...ray_head import RayHead  # noqa: TID252 - `tests` is no package to import from
 
 VOCABULARY = 320
 TEXT = "the quick brown fox jumps over a lazy dog while seven wizards quietly box up many jars of honey"
@@ -122,75 +119,6 @@ def make_run(folder: Path, suites: list[dict[str, Any]], model: Path, **changes:
 
 
 # --- processes ----------------------------------------------------------------------------------------------------
-
-
-class RayHead:
-    """A Ray head of our own on free ports: two CPUs, token authentication, no dashboard."""
-
-    def __init__(self) -> None:
-        self._folder = tempfile.TemporaryDirectory(prefix="sle", dir="/tmp", ignore_cleanup_errors=True)
-        port = _free_port()
-        self.environment = {k: v for k, v in os.environ.items() if not k.startswith(("RAY_", "SLIPWAY_"))} | {
-            "RAY_AUTH_MODE": "token",
-            "RAY_AUTH_TOKEN": hashlib.sha256(os.urandom(16)).hexdigest(),
-            "RAY_USAGE_STATS_ENABLED": "0",
-            "RAY_ADDRESS": f"127.0.0.1:{port}",
-            "OMP_NUM_THREADS": "1",
-            "HF_HUB_OFFLINE": "1",
-        }
-        # As slipway_local starts it: with workers that are forks.
-        command = [sys.executable, "-P", "-m", "slipway_local.ray_runner.fork_server.start", self._folder.name]
-        command += ["start", "--head", "--block", f"--port={port}"]
-        command += [f"--temp-dir={self._folder.name}", "--node-ip-address=127.0.0.1", "--num-cpus=2"]
-        command += ["--min-worker-port=0", "--max-worker-port=0"]
-        command += ["--include-dashboard=false", "--disable-usage-stats", "--object-store-memory=100000000"]
-        starting = {k: v for k, v in self.environment.items() if k != "RAY_ADDRESS"}
-        log = Path(self._folder.name, "head.log")
-        with log.open("wb") as stream:
-            self._head = subprocess.Popen(command, env=starting, stdout=stream, stderr=subprocess.STDOUT)
-        deadline = time.monotonic() + 90
-        while "Ray runtime started" not in (said := log.read_text()):
-            assert self._head.poll() is None, said
-            assert time.monotonic() < deadline, said
-            time.sleep(0.1)
-
-    def workers(self) -> list[psutil.Process]:
-        """The processes of evaluation workers."""
-        found = []
-        for process in psutil.Process(self._head.pid).children(recursive=True):
-            with contextlib.suppress(psutil.Error, IndexError):  # IndexError: it is about to be gone
-                if process.cmdline()[0].startswith("ray::EvalWorker"):
-                    found.append(process)
-        return found
-
-    def frozen_worker(self, known: Sequence[psutil.Process] = ()) -> psutil.Process:
-        """A worker that is none of the `known`, stopped (SIGSTOP) as soon as its process is there.
-
-        What it has been given stays undone, so its run cannot end before it is killed.
-        """
-        deadline = time.monotonic() + 90
-        while time.monotonic() < deadline:
-            for process in self.workers():
-                if process not in known:
-                    process.suspend()
-                    return process
-            time.sleep(0.02)
-        raise AssertionError("no worker in 90 s")
-
-    def close(self) -> None:
-        """SIGKILL, by pid: a head that drains takes half a minute."""
-        for process in [*psutil.Process(self._head.pid).children(recursive=True), psutil.Process(self._head.pid)]:
-            with contextlib.suppress(psutil.Error):
-                process.kill()
-        self._head.wait(timeout=10)
-        self._folder.cleanup()
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
 
 
 @pytest.fixture(scope="session")

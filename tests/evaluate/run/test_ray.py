@@ -11,10 +11,12 @@ import pytest
 from slipway_api.run import EvalRunSpec, ExitCode
 from slipway_jobs.evaluate.score_table import decode
 
-from .conftest import RayHead, Run, make_model, make_run, source, text_of, write_rows
+from ...ray_head import RayHead  # noqa: TID252 - `tests` is no package to import from
+from .conftest import Run, make_model, make_run, source, text_of, write_rows
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(300)]
 
+WORKER = "EvalWorker"
 ROWS = 160
 KILLED = ("prose", "choices")  # the suites of the run that is killed
 
@@ -192,9 +194,9 @@ def test_killed_anywhere_it_ends_the_same(
     def stored() -> dict[Path, int]:
         return {path: path.stat().st_mtime_ns for path in root.rglob("shards/*.parquet")}
 
-    known = ray_head.workers()
+    known = ray_head.actors_of(WORKER)
     first = Run(spec, ray_head.environment)
-    frozen = ray_head.frozen_worker(known)
+    frozen = ray_head.frozen_actor(WORKER, known)
     first.wait_until(stored, "a shard")
     first.process.kill()
     first.process.wait(timeout=10)
@@ -203,9 +205,9 @@ def test_killed_anywhere_it_ends_the_same(
     assert len(there) < sum(path.endswith(".parquet") for path in expected)
     assert not (first.store / "results").exists()
     frozen.wait(timeout=30)  # Ray ends the workers of a driver that is gone
-    known = ray_head.workers()
+    known = ray_head.actors_of(WORKER)
     second = Run(spec.model_copy(update={"attempt": 2}), ray_head.environment)
-    victim = ray_head.frozen_worker(known)
+    victim = ray_head.frozen_actor(WORKER, known)
     second.wait_until(lambda: len(stored()) > len(there), "another shard")
     more = stored()
     victim.kill()

@@ -87,19 +87,12 @@ class Services:
     async def ready(self, name: str, limit: float = 40) -> dict[str, Any]:
         return await self.wait(name, lambda status: ready(status)["status"] == "True", limit)
 
-    async def ask(self, name: str, path: str = "", limit: float = 10) -> dict[str, Any]:
-        """The answer. Serve says that an application runs a moment before its proxy knows the way to it."""
+    async def ask(self, name: str, path: str = "") -> dict[str, Any]:
         url = (await self.get(name))["metadata"]["annotations"]["slipway.dev/url"]
-        deadline = time.monotonic() + limit
-        while True:
-            async with self.http.get(url + path) as response:
-                if response.status == 200:
-                    answer: dict[str, Any] = await response.json()
-                    return answer
-                said = await response.text()
-            unknown = response.status == 404 and "for available routes" in said
-            assert unknown and time.monotonic() < deadline, (response.status, said)
-            await asyncio.sleep(0.1)
+        async with self.http.get(url + path) as response:
+            assert response.status == 200, (response.status, await response.text())
+            answer: dict[str, Any] = await response.json()
+            return answer
 
     async def answers(self, name: str, until: Callable[[dict[str, Any]], Any], limit: float = 30) -> dict[str, Any]:
         """The first answer that is so."""

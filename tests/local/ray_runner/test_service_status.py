@@ -5,11 +5,14 @@ from __future__ import annotations
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
+import pytest
+
 from slipway_local.ray_runner import service_status as st
 from slipway_local.ray_runner.resources import Resources
 
 NOW = datetime(2026, 11, 20, 10, 0, 0, tzinfo=UTC)
 LATER = NOW + timedelta(seconds=5)
+ROUTES = {"/ml/chat"}
 GIVEN = [{"name": "p_router", "route_prefix": "/ml/chat"}, {"name": "p_v-1", "route_prefix": None}]
 
 
@@ -37,9 +40,15 @@ def details(router: str, version: str, *, replicas: int = 1, state: str = "RUNNI
 
 
 def observed(
-    status: st.Status, found: dict[str, Any], *, up: bool, now: datetime = NOW, waits: str = "", proxy: bool = True
+    status: st.Status,
+    found: dict[str, Any],
+    *,
+    up: bool,
+    now: datetime = NOW,
+    waits: str = "",
+    routes: set[str] | None = ROUTES,
 ) -> st.Status:
-    seen = st.observe(GIVEN, found, "p_", proxy_answers=proxy)
+    seen = st.observe(GIVEN, found, "p_", routes)
     return st.observed(status, seen, cluster="chat-01234", up=up, waits=waits, generation=1, now=now)
 
 
@@ -52,7 +61,7 @@ READY = observed({}, details("RUNNING", "RUNNING"), up=True)
 
 
 def test_only_its_own_applications_are_seen_and_under_their_own_names() -> None:
-    seen = st.observe(GIVEN, details("RUNNING", "DEPLOY_FAILED"), "p_", proxy_answers=True)
+    seen = st.observe(GIVEN, details("RUNNING", "DEPLOY_FAILED"), "p_", ROUTES)
     assert seen.applications == {
         "router": {"status": "RUNNING", "serveDeploymentStatuses": {"Engine": {"status": "HEALTHY"}}},
         "v-1": {
@@ -62,7 +71,7 @@ def test_only_its_own_applications_are_seen_and_under_their_own_names() -> None:
         },
     }
     assert (seen.settled, seen.answering, seen.used) == (False, True, Resources.of(2))
-    assert st.observe(GIVEN, {}, "p_", proxy_answers=True).applications["router"] == {"status": "NOT_STARTED"}
+    assert st.observe(GIVEN, {}, "p_", ROUTES).applications["router"] == {"status": "NOT_STARTED"}
 
 
 def test_a_service_is_pending_until_all_of_it_runs() -> None:
@@ -93,8 +102,24 @@ def test_one_that_runs_stays_ready_while_something_answers() -> None:
     assert condition(silent, "Ready")[:2] == ("False", "ZeroServeEndpoints")
     assert "numServeEndpoints" not in silent
     assert "serviceStatus" not in silent
-    no_proxy = observed(READY, details("RUNNING", "RUNNING"), up=True, proxy=False)
-    assert condition(no_proxy, "Ready") == ("False", "ZeroServeEndpoints", "the HTTP proxy does not answer yet")
+
+
+@pytest.mark.parametrize("routes", [None, set(), {"/ml/other"}])
+def test_it_is_ready_when_the_proxy_knows_the_way(routes: set[str] | None) -> None:
+    unknown = observed(READY, details("RUNNING", "RUNNING"), up=True, routes=routes)
+    assert condition(unknown, "Ready") == (
+        "False",
+        "ZeroServeEndpoints",
+        "the HTTP proxy does not know the way to it yet",
+    )
+    assert condition(observed(unknown, details("RUNNING", "RUNNING"), up=True), "Ready")[0] == "True"
+
+
+@pytest.mark.parametrize(("routes", "ready"), [(None, "False"), (set(), "True")])
+def test_one_without_a_route_needs_none(routes: set[str] | None, ready: str) -> None:
+    seen = st.observe(GIVEN[1:], details("RUNNING", "RUNNING"), "p_", routes)
+    status = st.observed({}, seen, cluster="chat-01234", up=True, waits="", generation=1, now=NOW)
+    assert condition(status, "Ready")[0] == ready
 
 
 def test_scaled_to_zero_still_answers() -> None:

@@ -6,12 +6,10 @@ operator that makes the next attempt.
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -20,13 +18,13 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import psutil
 import pytest
 
 from slipway_api.run import ExitCode, ReportTarget, RunSpec
 from slipway_jobs.metrics_history import metrics_path
 from slipway_jobs.run_log import log_path
 
+from ...ray_head import RayHead, free_port  # noqa: TID252 - `tests` is no package to import from
 from .conftest import TOKEN, Operator, make_run, write_text
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(300)]
@@ -35,71 +33,9 @@ EVERY = 10
 STEPS = 20
 
 
-class Ray:
-    """A Ray head of our own on free ports: two CPUs, token authentication, no dashboard."""
-
-    def __init__(self) -> None:
-        self._folder = tempfile.TemporaryDirectory(prefix="slr", dir="/tmp", ignore_cleanup_errors=True)
-        port = _free_port()
-        self.environment = {k: v for k, v in os.environ.items() if not k.startswith(("RAY_", "SLIPWAY_"))} | {
-            "RAY_AUTH_MODE": "token",
-            "RAY_AUTH_TOKEN": hashlib.sha256(os.urandom(16)).hexdigest(),
-            "RAY_USAGE_STATS_ENABLED": "0",
-            "RAY_ADDRESS": f"127.0.0.1:{port}",
-            "OMP_NUM_THREADS": "1",
-            "HF_HUB_OFFLINE": "1",
-        }
-        # As slipway_local starts it: with workers that are forks.
-        command = [sys.executable, "-P", "-m", "slipway_local.ray_runner.fork_server.start", self._folder.name]
-        command += ["start", "--head", "--block", f"--port={port}"]
-        command += [f"--temp-dir={self._folder.name}", "--node-ip-address=127.0.0.1", "--num-cpus=2"]
-        command += ["--min-worker-port=0", "--max-worker-port=0"]
-        command += ["--include-dashboard=false", "--disable-usage-stats", "--object-store-memory=100000000"]
-        starting = {k: v for k, v in self.environment.items() if k != "RAY_ADDRESS"}
-        log = Path(self._folder.name, "head.log")
-        with log.open("wb") as stream:
-            self._head = subprocess.Popen(command, env=starting, stdout=stream, stderr=subprocess.STDOUT)
-        deadline = time.monotonic() + 90
-        while "Ray runtime started" not in (said := log.read_text()):
-            assert self._head.poll() is None, said
-            assert time.monotonic() < deadline, said
-            time.sleep(0.1)
-
-    def actors(self) -> dict[psutil.Process, str]:
-        """The processes of actors, by class name."""
-        found = {}
-        for process in psutil.Process(self._head.pid).children(recursive=True):
-            with contextlib.suppress(psutil.Error, IndexError):  # IndexError: it is about to be gone
-                title = process.cmdline()[0]
-                name = title.removeprefix("ray::").partition(".")[0].strip()
-                if title.startswith("ray::") and name not in ("IDLE", "DashboardAgent", "RuntimeEnvAgent"):
-                    found[process] = name
-        return found
-
-    def workers(self) -> list[psutil.Process]:
-        """The processes of the training ranks."""
-        return [process for process, name in self.actors().items() if name == "RayTrainWorker"]
-
-    def close(self) -> None:
-        """SIGKILL, by pid: a head that drains takes half a minute."""
-        processes = psutil.Process(self._head.pid).children(recursive=True)
-        for process in [*processes, psutil.Process(self._head.pid)]:
-            with contextlib.suppress(psutil.Error):
-                process.kill()
-        self._head.wait(timeout=10)
-        self._folder.cleanup()
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
-
-
 @pytest.fixture(scope="module")
-def ray() -> Iterator[Ray]:
-    cluster = Ray()
+def ray() -> Iterator[RayHead]:
+    cluster = RayHead()
     yield cluster
     cluster.close()
 
@@ -107,7 +43,7 @@ def ray() -> Iterator[Ray]:
 class Run:
     """One attempt as a process of its own, as Ray's job supervisor starts it."""
 
-    def __init__(self, ray: Ray, spec: RunSpec, **environment: str) -> None:
+    def __init__(self, ray: RayHead, spec: RunSpec, **environment: str) -> None:
         self.spec = spec
         self.store = Path(spec.storage)
         self.output = Path(tempfile.mkstemp(prefix="slipway-out-")[1])
@@ -187,7 +123,7 @@ class Undisturbed(NamedTuple):
 
 
 @pytest.fixture(scope="module")
-def undisturbed(ray: Ray, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Undisturbed]:
+def undisturbed(ray: RayHead, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Undisturbed]:
     """A run that nobody touches."""
     operator = Operator()
     run = Run(ray, spec_for(tmp_path_factory.mktemp("undisturbed"), operator))
@@ -230,7 +166,7 @@ def test_no_process_starts_that_the_run_does_not_need(undisturbed: Undisturbed) 
     assert undisturbed.actors == ["RayTrainWorker", "RayTrainWorker"]
 
 
-def test_a_run_that_has_succeeded_before_returns_at_once(ray: Ray, undisturbed: Undisturbed) -> None:
+def test_a_run_that_has_succeeded_before_returns_at_once(ray: RayHead, undisturbed: Undisturbed) -> None:
     first, operator, _, _ = undisturbed
     before = weights(first.spec)
     began = time.monotonic()
@@ -242,7 +178,9 @@ def test_a_run_that_has_succeeded_before_returns_at_once(ray: Ray, undisturbed: 
     assert weights(first.spec) == before
 
 
-def test_missing_data_is_a_user_error_and_nothing_is_left_running(ray: Ray, tmp_path: Path, operator: Operator) -> None:
+def test_missing_data_is_a_user_error_and_nothing_is_left_running(
+    ray: RayHead, tmp_path: Path, operator: Operator
+) -> None:
     spec = spec_for(tmp_path, operator, data={"sources": [{"uri": str(tmp_path / "nowhere")}], "sequenceLength": 64})
     began = time.monotonic()
     run = Run(ray, spec)
@@ -257,7 +195,7 @@ def test_missing_data_is_a_user_error_and_nothing_is_left_running(ray: Ray, tmp_
     wait_until_no_workers(ray)
 
 
-def test_a_stop_saves_the_step_it_was_at(ray: Ray, tmp_path: Path, operator: Operator) -> None:
+def test_a_stop_saves_the_step_it_was_at(ray: RayHead, tmp_path: Path, operator: Operator) -> None:
     training = {"steps": 100_000, "globalBatchSize": 8, "microBatchSize": 2}
     spec = spec_for(tmp_path, operator, training=training, checkpoint={"everySteps": 50_000})
     # Not Ray's 3 s: what is asked here is what the run does with the time, and a neighbour may take some of it.
@@ -273,7 +211,7 @@ def test_a_stop_saves_the_step_it_was_at(ray: Ray, tmp_path: Path, operator: Ope
     wait_until_no_workers(ray)
 
 
-def test_an_attempt_that_was_superseded_leaves_without_a_word(ray: Ray, tmp_path: Path, operator: Operator) -> None:
+def test_an_attempt_that_was_superseded_leaves_without_a_word(ray: RayHead, tmp_path: Path, operator: Operator) -> None:
     operator.answers = [410]
     run = Run(ray, spec_for(tmp_path, operator))
     assert run.wait(30) == ExitCode.PREEMPTED, run.text()
@@ -282,7 +220,7 @@ def test_an_attempt_that_was_superseded_leaves_without_a_word(ray: Ray, tmp_path
     wait_until_no_workers(ray)
 
 
-def test_more_workers_than_the_cluster_has(ray: Ray, tmp_path: Path, operator: Operator) -> None:
+def test_more_workers_than_the_cluster_has(ray: RayHead, tmp_path: Path, operator: Operator) -> None:
     spec = spec_for(tmp_path, operator, workers={"count": 4, "resources": {"cpu": "1"}})
     run = Run(ray, spec, SLIPWAY_ROOM_SECONDS="2")
     assert run.wait(30) == ExitCode.INFRASTRUCTURE
@@ -308,7 +246,7 @@ def test_a_bad_contract_is_one_line_and_no_traceback(document: str) -> None:
 def test_a_cluster_that_does_not_answer(tmp_path: Path, operator: Operator) -> None:
     spec = spec_for(tmp_path, operator)
     environment = {**os.environ, "SLIPWAY_RUN": json.dumps(spec.to_wire()), "SLIPWAY_CONNECT_SECONDS": "3"}
-    environment["RAY_ADDRESS"] = f"127.0.0.1:{_free_port()}"
+    environment["RAY_ADDRESS"] = f"127.0.0.1:{free_port()}"
     result = subprocess.run(
         [sys.executable, "-m", "slipway_jobs.train"], env=environment, capture_output=True, timeout=60, check=False
     )
@@ -316,8 +254,8 @@ def test_a_cluster_that_does_not_answer(tmp_path: Path, operator: Operator) -> N
     assert operator.end["reason"] == "RayUnreachable"
 
 
-def wait_until_no_workers(ray: Ray, timeout: float = 20) -> None:
+def wait_until_no_workers(ray: RayHead, timeout: float = 20) -> None:
     deadline = time.monotonic() + timeout
-    while workers := ray.workers():
+    while workers := ray.actors_of("RayTrainWorker"):
         assert time.monotonic() < deadline, workers
         time.sleep(0.1)

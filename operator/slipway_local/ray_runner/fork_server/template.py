@@ -38,9 +38,15 @@ MODULES = (
     # Of every worker of Ray.
     *(
         "google.protobuf.descriptor_pb2",
+        "google.protobuf.json_format",
         "grpc.aio",
+        "grpc_reflection.v1alpha.reflection",
         "jsonschema",
+        "msgpack",
+        "opentelemetry.sdk.trace.export",
+        "psutil",
         "requests",
+        "wcwidth",
         "yaml",
         "click",
         "aiohttp.web",
@@ -52,15 +58,22 @@ MODULES = (
         "pandas",
         "pyarrow.parquet",
         "pyarrow.dataset",
-        "fsspec",
+        "pyarrow.json",
+        "fsspec.implementations.local",
         "fastapi",
-        "uvicorn",
+        "uvicorn.lifespan.on",
+        "uvloop",
         "prometheus_client",
+        "pydantic.v1",
+        "pydantic.dataclasses",
+        "pydantic.deprecated.class_validators",
         "slipway_api.run",
         "slipway_api.serving",
+        "slipway_serving.openai.http",
+        "slipway_serving.router",
     ),
     # Of ranks, replicas and evaluations.
-    *("torch", "torch.distributed.fsdp", "slipway_jobs.train.engine", "slipway_jobs.data"),
+    *("torch", "torch.distributed.fsdp", "slipway_jobs.train.engine", "slipway_jobs.train.ranks", "slipway_jobs.data"),
     # What transformers imports for its models, not these themselves: a process decides before it imports them whether
     # transformers may use its optional packages (slipway_jobs.lean_transformers).
     *(
@@ -69,9 +82,14 @@ MODULES = (
         "tokenizers.processors",
         "torch._dynamo",
         "torch.nn.attention.flex_attention",
+        "slipway_jobs.evaluate.worker",
+        "slipway_serving.replica",
     ),
 )
-"""What workers import, in the order in which a head needs it; nothing of Ray (see __init__.py)."""
+"""What workers import, in the order in which a head needs it.
+
+Nothing of Ray, whose C++ reads when it is loaded which job the worker is for.
+"""
 
 READ_BY_IMPORTS = re.compile(
     r"(PYTHON|LD_|DYLD_|HF_|HUGGINGFACE_|TRANSFORMERS_|TORCH|PYTORCH_|CUDA_|ROCR_|HIP_|MKL_|KMP_|GOMP_|GOTO_|OPENBLAS_"
