@@ -135,6 +135,9 @@ class VersionStatistics(ApiModel):
     tokens: int = Field(default=0, ge=0, description="Generated.")
     latency_p50_ms: float | None = None
     latency_p99_ms: float | None = None
+    latency_p99_at_least_ms: float | None = Field(
+        default=None, description="What the 99th percentile of latency exceeds with 99 % confidence."
+    )
     first_token_p50_ms: float | None = None
     first_token_p99_ms: float | None = None
     cold_start_seconds: float | None = Field(

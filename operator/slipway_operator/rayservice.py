@@ -91,6 +91,9 @@ def ray_service(
 ) -> dict[str, Any]:
     """The RayService that serves these versions, each with its weight; the first is the stable one.
 
+    The router is told of a candidate when it is ready. While Serve gives a router new settings, it counts it as not
+    running, and its proxy takes a slower way: that is not to be while a candidate takes the CPU to load.
+
     `beside`: what is applied together with it, so that a change of theirs changes the digest too.
     """
     config = {
@@ -138,7 +141,9 @@ def _router(
     )
     changing = RouterUserConfig(
         versions=[
-            WeightedVersion(name=v.version, application=v.version, weight=v.weight, model=v.source) for v in versions
+            WeightedVersion(name=v.version, application=v.version, weight=v.weight, model=v.source)
+            for v in versions
+            if v is versions[0] or v.weight > 0 or v.ready_since is not None
         ],
         default_max_tokens=spec.generation.max_tokens,
         max_tokens_limit=spec.generation.max_tokens_limit,

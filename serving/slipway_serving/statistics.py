@@ -14,6 +14,7 @@ from slipway_api.serving import VersionStatistics
 from slipway_serving.engine_loads import EngineLoads
 
 _RECENT = 1024  # latencies that percentiles are taken of
+_SURE = 0.99  # a rollout looks at it with every report: more than once would be enough for
 _SAME_REPLICA_SECONDS = 1.0
 _SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120)
 
@@ -34,6 +35,21 @@ class Recent:
             return None
         ordered = sorted(self._values)
         return ordered[min(len(ordered) - 1, int(percent / 100 * len(ordered)))]
+
+    def percentile_at_least(self, percent: float, confidence: float) -> float | None:
+        """What the percentile of whatever the values are drawn from exceeds, at this confidence; None if unknown.
+
+        That is an order statistic, whatever the distribution (David and Nagaraja, Order Statistics, 2003, section 7.1):
+        of n values, more than m lie above the percentile with the probability that a binomial variable exceeds m.
+        """
+        count, above = len(self._values), 1 - percent / 100
+        covered = term = (1 - above) ** count
+        for most in range(count):
+            if covered >= confidence - 1e-12:
+                return sorted(self._values)[count - 1 - most]
+            term *= (count - most) / (most + 1) * above / (1 - above)
+            covered += term
+        return None
 
 
 @dataclass
@@ -133,8 +149,7 @@ class Statistics:
     def told(self) -> list[VersionStatistics]:
         """All versions, for the operator. Times in milliseconds."""
 
-        def milliseconds(recent: Recent, percent: float) -> float | None:
-            value = recent.percentile(percent)
+        def milliseconds(value: float | None) -> float | None:
             return None if value is None else 1000 * value
 
         return [
@@ -143,10 +158,11 @@ class Statistics:
                 requests=one.requests,
                 errors=one.errors,
                 tokens=one.tokens,
-                latency_p50_ms=milliseconds(one.latency, 50),
-                latency_p99_ms=milliseconds(one.latency, 99),
-                first_token_p50_ms=milliseconds(one.first_token, 50),
-                first_token_p99_ms=milliseconds(one.first_token, 99),
+                latency_p50_ms=milliseconds(one.latency.percentile(50)),
+                latency_p99_ms=milliseconds(one.latency.percentile(99)),
+                latency_p99_at_least_ms=milliseconds(one.latency.percentile_at_least(99, _SURE)),
+                first_token_p50_ms=milliseconds(one.first_token.percentile(50)),
+                first_token_p99_ms=milliseconds(one.first_token.percentile(99)),
                 cold_start_seconds=one.cold_start,
                 judged=one.judged,
                 bad=one.bad,

@@ -8,7 +8,7 @@ import pytest
 
 from slipway_api import conditions as c
 from slipway_api.deployment import Analysis
-from slipway_operator.controllers.deployment.analysis import Tally, error_rate_interval, worse
+from slipway_operator.controllers.deployment.analysis import Tally, Worse, error_rate_interval, worse
 
 
 def test_before_any_request_nothing_is_ruled_out() -> None:
@@ -108,11 +108,17 @@ def test_the_margin_is_granted() -> None:
 
 def test_latency_counts_only_with_enough_requests_on_both_sides() -> None:
     analysis = Analysis(min_requests=50)
-    slow = worse(Tally(60, 0, 900.0), Tally(60, 0, 300.0), analysis)
+
+    def judged(requests: int, sure: float | None, stable: float | None, asked: Analysis = analysis) -> Worse | None:
+        candidate = Tally(requests, 0, latency_p99_ms=900.0, latency_p99_at_least_ms=sure)
+        return worse(candidate, Tally(60, 0, latency_p99_ms=stable), asked)
+
+    slow = judged(60, 601.0, 300.0)
     assert slow is not None
     assert slow.reason == c.LATENCY_TOO_HIGH
-    assert "900 ms against 300 ms" in slow.message
-    assert worse(Tally(49, 0, 900.0), Tally(60, 0, 300.0), analysis) is None
-    assert worse(Tally(60, 0, 900.0), Tally(60, 0, None), analysis) is None
-    assert worse(Tally(60, 0, 599.0), Tally(60, 0, 300.0), analysis) is None
-    assert worse(Tally(60, 0, 900.0), Tally(60, 0, 300.0), Analysis(max_latency_ratio="0")) is None
+    assert "900 ms, with 99 % confidence above 601 ms, against 300 ms" in slow.message
+    assert judged(49, 601.0, 300.0) is None
+    assert judged(60, 601.0, None) is None
+    assert judged(60, None, 300.0) is None
+    assert judged(60, 600.0, 300.0) is None, "measured 900 ms, but that may be chance"
+    assert judged(60, 601.0, 300.0, Analysis(max_latency_ratio="0")) is None

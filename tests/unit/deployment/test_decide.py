@@ -238,6 +238,20 @@ def test_the_version_that_answers_is_not_restarted_by_a_rollout() -> None:
     assert (router["requestsPerMinute"], router["defaultMaxTokens"]) == (10, 7)
 
 
+def test_the_router_is_told_of_a_version_while_it_may_answer() -> None:
+    """Each change of its settings takes Serve's router out of the proxy for a moment: none while a candidate loads."""
+    world = served(canary=STEPS)
+    world.train_job = trained("base", "b")
+    told = [world.weights()]
+    old = world.stable()
+    for _ in range(200):
+        world.run(1)
+        if world.weights() != told[-1]:
+            told.append(world.weights())
+    new = world.stable()
+    assert told == [{old: 100}, {old: 90, new: 10}, {old: 50, new: 50}, {new: 100, old: 0}, {new: 100}]
+
+
 def test_replicas_follow_the_weights_and_never_need_more_than_one_pod_on_top() -> None:
     world = served(replicas={"min": 1, "max": 4}, canary=STEPS)
     assert world.ray_service is not None
@@ -300,7 +314,7 @@ def test_a_candidate_that_is_never_ready_is_rolled_back_in_time() -> None:
     world.states[new] = ("DEPLOYING", "waiting for resources")
     world.run(59)
     assert world.candidate() == new
-    assert world.weights() == {old: 100, new: 0}
+    assert world.weights() == {old: 100}, "the router is not told of it before it is ready"
     world.run(2)
     assert world.candidate() is None
     assert world.status is not None

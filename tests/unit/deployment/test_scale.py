@@ -81,7 +81,7 @@ def test_without_a_range_there_is_no_autoscaler_and_with_one_its_delays_are_ours
 def test_a_cold_start_stands_in_status_and_stays_when_the_operator_restarts() -> None:
     world = World.of(replicas=TO_ZERO)
     world.run()
-    world.tallies = {world.stable(): Tally(1, 0, 9000.0, 7.34)}
+    world.tallies = {world.stable(): Tally(1, 0, 9000.0, cold_start_seconds=7.34)}
     world.run()
     assert world.status is not None
     assert world.status["stable"]["coldStartSeconds"] == "7.3"

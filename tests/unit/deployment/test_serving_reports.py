@@ -14,6 +14,7 @@ def report(replica: str, sequence: int, latency: float | None = None, **requests
             requests=count,
             errors=count // 10,
             latency_p99_ms=latency,
+            latency_p99_at_least_ms=latency and latency / 2,
             judged=count // 5,
             bad=count // 20,
         )
@@ -28,8 +29,8 @@ def test_replicas_are_added_up_and_the_slowest_counts() -> None:
     reports.offer("uid", report("one", 1, 10.0, a=100, b=20))
     reports.offer("uid", report("two", 1, 30.0, a=50))
     assert reports.tallies("uid") == {
-        "v-a": Tally(150, 15, 30.0, judged=30, bad=7),
-        "v-b": Tally(20, 2, 10.0, judged=4, bad=1),
+        "v-a": Tally(150, 15, 30.0, 15.0, judged=30, bad=7),
+        "v-b": Tally(20, 2, 10.0, 5.0, judged=4, bad=1),
     }
     assert reports.tallies("other") == {}
 
@@ -47,7 +48,7 @@ def test_a_replica_that_was_replaced_keeps_its_place_in_the_totals() -> None:
     reports.offer("uid", report("one", 1, 99.0, a=100))
     now[0] = 100.0
     reports.offer("uid", report("two", 1, 5.0, a=7))
-    assert reports.tallies("uid") == {"v-a": Tally(107, 10, 5.0, judged=21, bad=5)}
+    assert reports.tallies("uid") == {"v-a": Tally(107, 10, 5.0, 2.5, judged=21, bad=5)}
     now[0] = 300.0
     assert reports.tallies("uid")["v-a"].requests == 107
     reports.forget("uid")

@@ -32,6 +32,7 @@ class Tally:
     requests: int = 0
     errors: int = 0
     latency_p99_ms: float | None = None
+    latency_p99_at_least_ms: float | None = None
     cold_start_seconds: float | None = None
     judged: int = 0
     bad: int = 0
@@ -92,14 +93,14 @@ def _apart(
 def _slower(candidate: Tally, stable: Tally, analysis: Analysis) -> Worse | None:
     ratio = float(analysis.max_latency_ratio)
     enough = min(candidate.requests, stable.requests) >= analysis.min_requests
-    if ratio == 0 or not enough or not candidate.latency_p99_ms or not stable.latency_p99_ms:
+    sure, known = candidate.latency_p99_at_least_ms, stable.latency_p99_ms
+    if ratio == 0 or not enough or not sure or not known or sure <= ratio * known:
         return None
-    if candidate.latency_p99_ms <= ratio * stable.latency_p99_ms:
-        return None
+    measured = candidate.latency_p99_ms or sure
     return Worse(
         c.LATENCY_TOO_HIGH,
-        f"99th percentile of latency {candidate.latency_p99_ms:.0f} ms against {stable.latency_p99_ms:.0f} ms of the "
-        f"stable version: more than {analysis.max_latency_ratio} times (spec.canary.analysis.maxLatencyRatio)",
+        f"99th percentile of latency {measured:.0f} ms, with 99 % confidence above {sure:.0f} ms, against {known:.0f} ms "
+        f"of the stable version: more than {analysis.max_latency_ratio} times (spec.canary.analysis.maxLatencyRatio)",
     )
 
 

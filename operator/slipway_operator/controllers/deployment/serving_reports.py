@@ -75,17 +75,20 @@ class ServingReports:
             _, report = endpoint.replicas.pop(name)
             for one in report.versions:
                 counts = _add(endpoint.gone.get(one.name, Tally()), one)
-                endpoint.gone[one.name] = replace(counts, latency_p99_ms=None, cold_start_seconds=None)
+                endpoint.gone[one.name] = replace(
+                    counts, latency_p99_ms=None, latency_p99_at_least_ms=None, cold_start_seconds=None
+                )
 
 
 def _add(tally: Tally, one: VersionStatistics) -> Tally:
     return Tally(
-        tally.requests + one.requests,
-        tally.errors + one.errors,
-        _highest(tally.latency_p99_ms, one.latency_p99_ms),
-        _highest(tally.cold_start_seconds, one.cold_start_seconds),
-        tally.judged + one.judged,
-        tally.bad + one.bad,
+        requests=tally.requests + one.requests,
+        errors=tally.errors + one.errors,
+        latency_p99_ms=_highest(tally.latency_p99_ms, one.latency_p99_ms),
+        latency_p99_at_least_ms=_highest(tally.latency_p99_at_least_ms, one.latency_p99_at_least_ms),
+        cold_start_seconds=_highest(tally.cold_start_seconds, one.cold_start_seconds),
+        judged=tally.judged + one.judged,
+        bad=tally.bad + one.bad,
     )
 
 
