@@ -96,11 +96,11 @@ def _slower(candidate: Tally, stable: Tally, analysis: Analysis) -> Worse | None
     sure, known = candidate.latency_p99_at_least_ms, stable.latency_p99_ms
     if ratio == 0 or not enough or not sure or not known or sure <= ratio * known:
         return None
-    measured = candidate.latency_p99_ms or sure
+    measured, where = candidate.latency_p99_ms or sure, "spec.canary.analysis.maxLatencyRatio"
     return Worse(
         c.LATENCY_TOO_HIGH,
-        f"99th percentile of latency {measured:.0f} ms, with 99 % confidence above {sure:.0f} ms, against {known:.0f} ms "
-        f"of the stable version: more than {analysis.max_latency_ratio} times (spec.canary.analysis.maxLatencyRatio)",
+        f"99th percentile of latency {measured:.0f} ms, with 99 % confidence above {sure:.0f} ms, "
+        f"against {known:.0f} ms of the stable version: more than {analysis.max_latency_ratio} times ({where})",
     )
 
 
