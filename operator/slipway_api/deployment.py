@@ -216,7 +216,8 @@ class Analysis(ApiModel):
     )
     max_latency_ratio: Decimal = Field(
         default="2",
-        description="The candidate's 99th percentile of latency over the stable version's, at most. 0: any.",
+        description="The candidate's 99th percentile of latency over the stable version's, at most. It is taken back "
+        "when the ratio is higher with 99 % confidence. 0: any.",
     )
     min_requests: int = Field(
         default=50, ge=1, le=1_000_000_000, description="Requests of each version before latencies are compared."

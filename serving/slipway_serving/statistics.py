@@ -14,7 +14,7 @@ from slipway_api.serving import VersionStatistics
 from slipway_serving.engine_loads import EngineLoads
 
 _RECENT = 1024  # latencies that percentiles are taken of
-_SURE = 0.99  # a rollout looks at it with every report: more than once would be enough for
+_SURE = 0.99  # a rollout looks at it with every report, and each look is another chance to be wrong
 _SAME_REPLICA_SECONDS = 1.0
 _SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120)
 
