@@ -63,6 +63,8 @@ class Head:
     url: str
     session_dir: Path
     core: dict[str, ProcessRef]
+    fallback_port: int | None = None
+    """Of Ray Serve's own proxy behind HAProxy (serve_proxy.py); None where it is the only one."""
 
     def dead_part(self) -> str | None:
         """The name of a core process that has died, or None."""
@@ -191,11 +193,12 @@ class RayHead:
             *("--num-cpus", str(self._options.cpus)),
             *("--object-store-memory", str(self._options.object_store)),
         ]
+        environment, fallback_port = self._ray_environment(mark)
         with self._log.open("wb") as output:
             process = await asyncio.create_subprocess_exec(
                 *command,
                 cwd=self.temp_dir,
-                env=self._ray_environment(mark),
+                env=environment,
                 stdin=asyncio.subprocess.DEVNULL,
                 stdout=output,
                 stderr=asyncio.subprocess.STDOUT,
@@ -207,7 +210,7 @@ class RayHead:
             raise RayStartFailed(f"`ray start` ended with exit code {process.returncode}, see {self._log}: {said[-1]}")
         members = in_session(session)
         session_dir = (self.temp_dir / "session_latest").resolve()
-        head = Head(mark, session, f"http://127.0.0.1:{port}", session_dir, _core_of(members))
+        head = Head(mark, session, f"http://127.0.0.1:{port}", session_dir, _core_of(members), fallback_port)
         missing = set(_CORE.values()) - set(head.core)
         if missing:
             raise RayStartFailed(f"Ray started without {', '.join(sorted(missing))}, see {self._log}")
@@ -218,16 +221,18 @@ class RayHead:
                 "session": session,
                 "url": head.url,
                 "sessionDir": str(session_dir),
+                "fallbackPort": fallback_port,
                 "core": {name: ref.to_json() for name, ref in head.core.items()},
                 "members": [ref.to_json() for ref in members],
             },
         )
         return head
 
-    def _ray_environment(self, mark: str) -> dict[str, str]:
+    def _ray_environment(self, mark: str) -> tuple[dict[str, str], int | None]:
         kept = {name: value for name, value in self._environment.items() if not name.startswith(_DROPPED_VARIABLES)}
-        statistics, metrics = _free_ports(2)
-        return {
+        ports = serve_proxy.Ports(*_free_ports(4))
+        haproxy = serve_proxy.haproxy(self._proxy_dir, ports)
+        environment = {
             **kept,
             HEAD_MARK: mark,
             "SLIPWAY_HOME": str(self._folder.parent),
@@ -239,8 +244,9 @@ class RayHead:
             # On a busy machine the default of 60 s may not be enough, and Ray gives up.
             "RAY_DASHBOARD_STARTUP_TIMEOUT_S": str(int(self._options.start_timeout)),
             **serve_proxy.guard(),
-            **serve_proxy.haproxy(self._proxy_dir, statistics_port=statistics, metrics_port=metrics),
+            **haproxy,
         }
+        return environment, ports.fallback if haproxy else None
 
     async def _wait_until_ready(self, head: Head) -> None:
         api = self.api(head)
@@ -263,7 +269,8 @@ class RayHead:
         record = read_json(self._record)
         try:
             core = {str(name): ProcessRef.from_json(ref) for name, ref in record["core"].items()}  # type: ignore[index]
-            return Head(record["mark"], int(record["session"]), record["url"], Path(record["sessionDir"]), core)  # type: ignore[index]
+            port = record["fallbackPort"]  # type: ignore[index]
+            return Head(record["mark"], int(record["session"]), record["url"], Path(record["sessionDir"]), core, port)  # type: ignore[index]
         except (KeyError, TypeError, ValueError, AttributeError):
             return None
 

@@ -164,8 +164,17 @@ class Services:
             return self._answer[1]
 
     async def routes(self, details: dict[str, Any]) -> frozenset[str] | None:
-        """What the HTTP proxy knows the way to, asked of itself; None when it is not well."""
-        return await (await self._client()).routes(int(details["http_options"]["port"]))
+        """What the HTTP proxy knows the way to, asked of itself; None when it is not well.
+
+        HAProxy leaves a service whose router is not running to Ray's own proxy, which hears of routes by itself: until
+        both know one, its answer may be a 404. One that does not answer gets no requests either.
+        """
+        client, head = await self._client(), self._keeper.head
+        routes = await client.routes(int(details["http_options"]["port"]))
+        if routes is None or head is None or head.fallback_port is None:
+            return routes
+        behind = await client.routes(head.fallback_port)
+        return routes if behind is None else routes & behind
 
     def url(self, service: Service, details: dict[str, Any]) -> str:
         """Where it answers, "" while Serve has not been started."""

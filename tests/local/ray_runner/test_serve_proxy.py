@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import subprocess
 import tempfile
 from collections.abc import Iterator
@@ -12,6 +13,7 @@ import pytest
 from slipway_local.loopback import on_loopback
 from slipway_local.ray_runner import serve_proxy
 
+PORTS = serve_proxy.Ports(statistics=1, metrics=2, fallback=3, fallback_grpc=4)
 CONFIGURATION = """
 global
     maxconn 10
@@ -47,7 +49,7 @@ def short_path() -> Iterator[Path]:
 
 
 def test_haproxy_listens_on_loopback_whatever_ray_writes(short_path: Path) -> None:
-    variables = serve_proxy.haproxy(short_path, statistics_port=1, metrics_port=2)
+    variables = serve_proxy.haproxy(short_path, PORTS)
     file = short_path / "haproxy.cfg"
     file.write_text(CONFIGURATION)
     script = variables["RAY_SERVE_HAPROXY_BINARY_PATH"]
@@ -62,7 +64,26 @@ def test_haproxy_listens_on_loopback_whatever_ray_writes(short_path: Path) -> No
 
 
 def test_a_path_that_sockets_cannot_have_means_rays_own_proxy(tmp_path: Path) -> None:
-    assert serve_proxy.haproxy(tmp_path / ("x" * 60), statistics_port=1, metrics_port=2) == {}
+    assert serve_proxy.haproxy(tmp_path / ("x" * 60), PORTS) == {}
+
+
+def test_replicas_of_each_head_have_a_block_of_ports(short_path: Path) -> None:
+    blocks = set()
+    for number in range(200):
+        (directory := short_path / str(number)).mkdir()
+        variables = serve_proxy.haproxy(directory, PORTS)
+        assert variables["RAY_SERVE_FALLBACK_PROXY_HTTP_PORT"] == "3"
+        kinds = [
+            [int(variables[f"RAY_SERVE_DIRECT_INGRESS_{bound}_{kind}_PORT"]) for bound in ("MIN", "MAX")]
+            for kind in ("HTTP", "GRPC")
+        ]
+        assert [last - first for first, last in kinds] == [199, 199]
+        assert kinds[1][0] == kinds[0][1] + 1
+        blocks.add((kinds[0][0], kinds[1][1]))
+    ordered = sorted(blocks)
+    assert len(ordered) > 20, "heads are spread over the blocks"
+    assert all(before[1] < after[0] for before, after in itertools.pairwise(ordered))
+    assert ordered[0][0] > 1023 and ordered[-1][1] < 32768, "outside what the kernel hands out"
 
 
 @pytest.mark.parametrize(

@@ -11,6 +11,7 @@ import base64
 import json
 import os
 import signal
+import socket
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from pathlib import Path
@@ -44,11 +45,39 @@ from .world import World, living_world
 pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timed]
 
 APPS = Path(__file__).parent / "serve_apps"
+# Fixed ones of Ray 2.60 (ray/serve/_private/constants.py): proxies, and where replicas begin to try.
+RAYS_FALLBACK_PORT = 8500
+RAYS_PORTS = {8000, 8404, RAYS_FALLBACK_PORT, 9000, 9101, 9500, *range(30000, 31001)}
 MOUNT = {"name": "keys", "mountPath": "/etc/keys"}
 
 
+class Neighbour:
+    """Ray's proxy behind HAProxy as another control plane has it: on Ray's own port, which it is ready to share."""
+
+    def __init__(self) -> None:
+        self.socket = socket.socket()
+        self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+        self.socket.bind(("127.0.0.1", RAYS_FALLBACK_PORT))
+        self.socket.listen(1000)
+
+    def was_called(self) -> bool:
+        self.socket.setblocking(False)
+        try:
+            self.socket.accept()[0].close()
+        except BlockingIOError:
+            return False
+        return True
+
+
 @pytest.fixture(scope="module")
-def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
+def neighbour() -> Iterator[Neighbour]:
+    found = Neighbour()
+    with found.socket:
+        yield found
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory, neighbour: Neighbour) -> Iterator[World]:
     with living_world(tmp_path_factory.mktemp("world")) as world:
         yield world
 
@@ -209,6 +238,8 @@ async def test_two_services_answer_under_their_own_urls(services: Services) -> N
     port = int(one["metadata"]["annotations"]["slipway.dev/url"].split(":")[2].split("/")[0])
     assert port in {c.laddr.port for c in listening if psutil.Process(c.pid).name() == "haproxy"}
     assert listening_pids(siblings, listening) == siblings, "each replica has a server of its own"
+    # What Ray would take by itself, another control plane on this machine may have.
+    assert not {c.laddr.port for c in listening} & RAYS_PORTS
 
 
 async def test_a_job_finds_room_beside_the_services(services: Services) -> None:
@@ -359,3 +390,7 @@ async def test_deleting_one_leaves_the_other(services: Services) -> None:
     assert [path.name.split("_")[1] for path in (state / "services").iterdir()] == ["two"]
     assert [path.name.split("_")[1] for path in (state / "serve").iterdir()] == ["two"]
     await services.delete("two")
+
+
+async def test_a_neighbour_has_heard_nothing(neighbour: Neighbour) -> None:
+    assert not neighbour.was_called()
