@@ -1,11 +1,11 @@
-"""Runs the suite; a test that fails in company gets one more run, alone.
+"""Runs the suite; a test that fails in company gets one more run, with nothing beside it.
 
     python tests/suite.py [arguments of pytest]
 
 Two processes share the machine, and the tests start real clusters: now and then one of thousands fails because a
 neighbour took the CPU for seconds. Such a test passes when it has the machine to itself. What fails alone has failed,
 and so has everything if more than a few fail. That it was needed is the last thing that is printed: such a test is to
-be mended.
+be mended. Its whole file is run, since in some files each test goes on from what the one before has left.
 
 Not so the tests that judge whether anything is lost when something dies. There a failure once in a hundred runs is
 exactly what they look for, so each counts.
@@ -38,6 +38,11 @@ def failed_tests(cache: Path) -> list[str]:
     return sorted(found)
 
 
+def files_of(failed: list[str]) -> list[str]:
+    """The files of these tests."""
+    return sorted({name.partition("::")[0] for name in failed})
+
+
 def main(arguments: list[str]) -> int:
     """Exit code of the suite."""
     run = [sys.executable, "-m", "pytest"]
@@ -45,8 +50,8 @@ def main(arguments: list[str]) -> int:
     failed = failed_tests(_CACHE)
     if not once_more(code, failed):
         return code
-    print("\nFailed in company of others. Once more, alone:", *failed, sep="\n  ", flush=True)
-    code = subprocess.run([*run, *failed], check=False).returncode
+    print("\nFailed in company of others. Once more, their files alone:", *failed, sep="\n  ", flush=True)
+    code = subprocess.run([*run, *files_of(failed)], check=False).returncode
     if code == 0:
         print("\nPassed alone, failed in company: TO BE MENDED", *failed, sep="\n  ")
     return code

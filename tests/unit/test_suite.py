@@ -56,17 +56,31 @@ def test_good():
     with open("good", "a") as file:
         file.write("x")
 """
+OTHER = """
+def test_good():
+    with open("other", "a") as file:
+        file.write("x")
+"""
 
 
 @pytest.mark.parametrize(("how", "expression", "code"), [("once", "before", 0), ("always", "False", 1)])
 def test_what_fails_alone_has_failed(tmp_path: Path, how: str, expression: str, code: int) -> None:
     (tmp_path / "test_some.py").write_text(FIRST_TIME.format(how=how, expression=expression))
+    (tmp_path / "test_other.py").write_text(OTHER)
     environment = {k: v for k, v in os.environ.items() if not k.startswith("PYTEST")}
     done = subprocess.run(
         [sys.executable, SCRIPT, "-q"],
         cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=120, check=False,
     )  # fmt: skip
     assert done.returncode == code, done.stdout
-    assert f"test_some.py::test_fails_{how}" in done.stdout.split("Once more, alone:")[1]
+    assert f"test_some.py::test_fails_{how}" in done.stdout.split("Once more, their files alone:")[1]
     assert ("TO BE MENDED" in done.stdout) is (code == 0)
-    assert (tmp_path / "good").read_text() == "x", "what passed is not run again"
+    assert (tmp_path / "good").read_text() == "xx", "the file is a story"
+    assert (tmp_path / "other").read_text() == "x", "what passed is not run again"
+
+
+def test_files_are_run_whole_and_once() -> None:
+    assert suite.files_of(["tests/b.py::test_y[2]", "tests/a.py::A::test_x", "tests/b.py::test_y[1]"]) == [
+        "tests/a.py",
+        "tests/b.py",
+    ]

@@ -42,7 +42,7 @@ from .rayjobs import pod, rayjob
 from .rayservices import application, rayservice
 from .world import World, living_world
 
-pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timed]
+pytestmark = [pytest.mark.ray, pytest.mark.slow]
 
 APPS = Path(__file__).parent / "serve_apps"
 # Fixed ones of Ray 2.60 (ray/serve/_private/constants.py): proxies, and where replicas begin to try.
