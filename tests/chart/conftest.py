@@ -29,9 +29,19 @@ Objects = list[dict[str, Any]]
 
 @pytest.fixture(scope="session")
 def helm() -> Helm:
-    """Runs helm; what it says about a failure is the caller's to judge."""
+    """Runs Helm 4; what it says about a failure is the caller's to judge."""
+    return _runner("helm")
+
+
+@pytest.fixture(scope="session")
+def helm3() -> Helm:
+    """Runs Helm 3."""
+    return _runner("helm3")
+
+
+def _runner(name: str) -> Helm:
     try:
-        binary = str(find("helm"))
+        binary = str(find(name))
     except MissingBinaryError as error:
         if os.environ.get("CI"):
             pytest.fail(f"the chart was not tested: {error}")
@@ -114,9 +124,9 @@ class Cluster:
         text = self.done("get", kind, name, *where, "--ignore-not-found", "-o", "json")
         return json.loads(text) if text else None
 
-    def helm(self, *arguments: str | Path) -> str:
-        """The output of a helm that must succeed."""
-        result = self._helm(*arguments, "--namespace", NAMESPACE, KUBECONFIG=str(self.control_plane.kubeconfig))
+    def helm(self, *arguments: str | Path, by: Helm | None = None) -> str:
+        """The output of a helm that must succeed; `by`: another one than Helm 4."""
+        result = (by or self._helm)(*arguments, "--namespace", NAMESPACE, KUBECONFIG=str(self.control_plane.kubeconfig))
         assert result.returncode == 0, result.stderr
         return result.stdout
 

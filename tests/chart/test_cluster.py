@@ -185,6 +185,37 @@ def test_install_work_upgrade_uninstall(
     assert granted(objects) - implied - elsewhere_used <= used, "a right that nothing uses"
 
 
+def test_helm_3_installs_upgrades_and_hands_over_to_helm_4(
+    cluster: Cluster, helm3: Helm, previous: Path, tmp_path: Path
+) -> None:
+    """After the story above, so everything that an uninstall keeps is there."""
+    cluster.helm("uninstall", RELEASE)
+    kept = {kind: cluster.get(kind, name, namespace)["metadata"]["uid"] for kind, name, namespace in KEPT}
+    key = cluster.get("secret", f"{RELEASE}-report-key", NAMESPACE)["data"]
+    chosen = ["--set", "storage.uri=s3://b/p", "--set", "watch.namespaces={team-a}"]
+
+    def deployed(version: str, helm: Helm) -> None:
+        (release,) = json.loads(cluster.helm("list", "-o", "json", by=helm))
+        assert (release["status"], release["chart"]) == ("deployed", f"slipway-{version}")
+        assert cluster.get("deployment", RELEASE, NAMESPACE)["metadata"]["labels"]["helm.sh/chart"] == release["chart"]
+        assert {kind: cluster.get(kind, name, namespace)["metadata"]["uid"] for kind, name, namespace in KEPT} == kept
+        assert cluster.get("secret", f"{RELEASE}-report-key", NAMESPACE)["data"] == key
+
+    refused = helm3("template", CHART, "--set", "storage.url=x")
+    assert "'/storage': additional properties 'url' not allowed" in refused.stderr
+    assert "KubeRay is missing" not in cluster.helm("install", RELEASE, previous, *chosen, by=helm3)
+    deployed("0.0.9", helm3)
+    assert cluster.get("role", RELEASE, "team-a")
+    cluster.helm("upgrade", RELEASE, CHART, *chosen, by=helm3)
+    version = yaml.safe_load((CHART / "Chart.yaml").read_text())["version"]
+    deployed(version, helm3)
+    cluster.helm("upgrade", RELEASE, CHART, *chosen)  # one day the platform team has Helm 4
+    deployed(version, helm3)
+    cluster.helm("uninstall", RELEASE, by=helm3)
+    assert cluster.get("deployment", RELEASE, NAMESPACE) is None
+    assert {kind: cluster.get(kind, name, namespace)["metadata"]["uid"] for kind, name, namespace in KEPT} == kept
+
+
 def flaps(cluster: Cluster, times: int = 10) -> None:
     """Hostile manifest 41: a job that is suspended and resumed without end costs a bounded number of writes.
 

@@ -45,6 +45,22 @@ def test_snapshot(rendered: Callable[[str], Objects], value_set: str) -> None:
     assert path.read_text() == text, "the chart renders something else: make chart-snapshots, and read the difference"
 
 
+@pytest.mark.parametrize("value_set", VALUE_SETS)
+def test_helm_3_says_the_same(helm3: Helm, rendered: Callable[[str], Objects], value_set: str) -> None:
+    values = Path(__file__).parent / f"values/{value_set}.yaml"
+    lint = helm3("lint", "--strict", CHART, "--values", values)
+    assert lint.returncode == 0, lint.stdout + lint.stderr
+    result = helm3("template", RELEASE, CHART, "--namespace", NAMESPACE, "--values", values)
+    assert result.returncode == 0, result.stderr
+    objects = [obj for obj in yaml.safe_load_all(result.stdout) if obj]
+    assert comparable(objects) == comparable(rendered(value_set))
+
+
+def comparable(objects: Objects) -> list[str]:
+    """Everything but what is random, in an order of its own: the two Helms sort kinds that they do not know apart."""
+    return sorted(json.dumps(steady(obj) if obj["kind"] == "Secret" else obj, sort_keys=True) for obj in objects)
+
+
 def steady(obj: dict[str, Any]) -> dict[str, Any]:
     """The object without what is random or stands in a file of its own."""
     if obj["kind"] == "Secret":

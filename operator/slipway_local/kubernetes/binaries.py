@@ -7,8 +7,9 @@ A command is taken from the first of these places that has it in an acceptable r
 3. PATH.
 
 Acceptable: kube-apiserver, kube-controller-manager and kubectl of one minor release, the pinned one, since neither the
-controller manager nor what kubectl prints may run ahead of the server; etcd 3.6 and later, Helm 4. KubeRay's
-operator cannot tell its release and is never taken from PATH. What comes from the cache is what the pins say.
+controller manager nor what kubectl prints may run ahead of the server; etcd 3.6 and later, Helm 4, and under the name
+`helm3` Helm 3. KubeRay's operator cannot tell its release and is never taken from PATH. What comes from the cache is
+what the pins say.
 """
 
 from __future__ import annotations
@@ -84,6 +85,10 @@ COMMANDS: Mapping[str, Command] = {
         Command("kubectl", "kubernetes", "k8s.io/kubernetes/cmd/kubectl", ("version", "--client"), _SAME, _kubernetes),
         Command(
             "helm", "kubernetes", "helm.sh/helm/v4/cmd/helm", ("version", "--short"), "Helm 4", lambda r: r[0] == 4
+        ),
+        # What the chart is held against as well; not part of a control plane.
+        Command(
+            "helm3", "kubernetes", "helm.sh/helm/v3/cmd/helm", ("version", "--short"), "Helm 3", lambda r: r[0] == 3
         ),
         Command("kuberay-operator", "kuberay", "github.com/ray-project/kuberay/ray-operator"),
     )

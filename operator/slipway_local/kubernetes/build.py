@@ -26,7 +26,7 @@ from slipway_local.kubernetes.binaries import COMMANDS, PINS, Command
 _PARALLEL = "2"
 _RAY_CRDS = ("ray.io_rayclusters.yaml", "ray.io_rayjobs.yaml", "ray.io_rayservices.yaml")
 _KUBERNETES = "k8s.io/kubernetes"
-_HELM = "helm.sh/helm/v4"
+_HELM, _HELM_3 = "helm.sh/helm/v4", "helm.sh/helm/v3"
 _KUBERAY = "github.com/ray-project/kuberay/ray-operator"
 
 
@@ -88,7 +88,14 @@ def _stamps() -> str:
         for package in ("k8s.io/component-base/version", "k8s.io/client-go/pkg/version")
         for name, value in values.items()
     ]
-    return " ".join([*flags, f"-X {_HELM}/internal/version.version={pinned(_HELM)}"])
+    flags += [f"-X {helm}/internal/version.version={pinned(helm)}" for helm in (_HELM_3, _HELM)]
+    # The Kubernetes that `helm template` and `helm lint` take for given; Helm 4 finds it out by itself.
+    flags += [
+        f"-X {_HELM_3}/pkg/{package}.k8sVersion{name}={value}"
+        for package in ("chartutil", "lint/rules")
+        for name, value in (("Major", major), ("Minor", minor))
+    ]
+    return " ".join(flags)
 
 
 def _go(module: Path, *arguments: str) -> str:

@@ -52,6 +52,7 @@ def test_assets_come_first_then_what_was_built_then_path(tmp_path: Path, environ
         ("kubectl", "Client Version: v1.32.3", "is 1.32.3, and Kubernetes 1.37 is needed"),
         ("etcd", "etcd Version: 3.5.21", "is 3.5.21, and etcd >= 3.6 is needed"),
         ("helm", "v3.19.0+g1234567", "is 3.19.0, and Helm 4 is needed"),
+        ("helm3", "v4.1.0+g1234567", "is 4.1.0, and Helm 3 is needed"),
         ("kube-controller-manager", "no idea", "does not say its release"),
     ],
 )
