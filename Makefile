@@ -32,7 +32,7 @@ test: setup  ## All tests, or those in TESTS; tests/kube builds what it needs wh
 	$(BIN)/python tests/suite.py --numprocesses 2 --dist loadscope --no-loadscope-reorder \
 		--durations 40 --durations-min 8 $(TESTS)
 
-control-plane: setup  ## Build etcd, Kubernetes, Helm and KubeRay into the cache, once for each change of their pins
+control-plane: setup  ## Build etcd, Kubernetes, Helm, KubeRay and Kueue into the cache, once for each change of their pins
 	$(BIN)/python -m slipway_local.kubernetes.build
 
 lint: setup  ## Formatting, lint, types, import rules, generated files

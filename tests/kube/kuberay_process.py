@@ -39,7 +39,7 @@ def kuberay(kubeconfig: Path, folder: Path, limit: float = 60.0) -> Iterator[Pat
         process = subprocess.Popen(command, stdout=output, stderr=output, env=environment)
     try:
         deadline = time.monotonic() + limit
-        while not _ready(f"http://127.0.0.1:{health}/readyz"):
+        while not answers(f"http://127.0.0.1:{health}/readyz"):
             tail = log.read_text(errors="replace")[-2000:]
             assert process.poll() is None, f"KubeRay has ended: {tail}"
             assert time.monotonic() < deadline, f"KubeRay is not ready after {limit:g} s: {tail}"
@@ -50,7 +50,7 @@ def kuberay(kubeconfig: Path, folder: Path, limit: float = 60.0) -> Iterator[Pat
         process.wait(10)
 
 
-def _ready(url: str) -> bool:
+def answers(url: str) -> bool:
     try:
         with urllib.request.urlopen(url, timeout=2.0) as answer:
             return bool(answer.status == 200)

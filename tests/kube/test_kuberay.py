@@ -1,15 +1,13 @@
 """Our RayJobs under the real KubeRay operator, on a real API server, without nodes.
 
 What is real: admission (pod security *restricted*), KubeRay's RayCluster, services, Secret and pods, garbage
-collection, and our operator. What is played: the kubelet and the scheduler (pod statuses), Kueue (its CRD's group and
-what it does to `suspend`). KubeRay reaches no head, because none runs: it gets a RayJob as far as jobDeploymentStatus
-Running, and what only a head could tell it (jobStatus) is not seen here.
+collection, and our operator. What is played: the kubelet and the scheduler (pod statuses). KubeRay reaches no head,
+because none runs: it gets a RayJob as far as jobDeploymentStatus Running, and what only a head could tell it
+(jobStatus) is not seen here. Kueue joins in test_kueue.py.
 """
 
 from __future__ import annotations
 
-import asyncio
-import contextlib
 import json
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
@@ -22,13 +20,12 @@ from slipway_api import conditions as c
 from slipway_local.kubernetes.control_plane import ControlPlane
 from slipway_operator.kube.client import Client
 from slipway_operator.kube.config import load_config
-from slipway_operator.kube.errors import Forbidden, NotFound
-from slipway_operator.kube.resource import CRDS, EVENTS, PODS, RAYJOBS, SECRETS, TRAINJOBS, Resource
+from slipway_operator.kube.errors import Forbidden
+from slipway_operator.kube.resource import EVENTS, PODS, RAYJOBS, SECRETS, TRAINJOBS, Resource
 
 from . import kubelet
 from .cluster import RAYCLUSTERS, Cluster, eventually, operating
 from .conftest import require_binaries
-from .fault_proxy import FaultProxy, lose_answer
 from .kuberay_process import kuberay
 
 pytestmark = pytest.mark.slow
@@ -254,130 +251,3 @@ async def test_deletion_in_the_middle_of_creation_leaves_nothing(working: Cluste
         return not any([await working.all(kind) for kind in kinds])
 
     await eventually(nothing)
-
-
-# --- with a Kueue that a test plays -------------------------------------------------------------------------------
-
-
-@pytest.fixture
-async def kueue(admin: Client) -> AsyncIterator[None]:
-    """The API group of Kueue, by its smallest kind; nothing acts on it."""
-    names = {"plural": "localqueues", "singular": "localqueue", "kind": "LocalQueue"}
-    anything = {"openAPIV3Schema": {"type": "object", "x-kubernetes-preserve-unknown-fields": True}}
-    crd = {
-        "apiVersion": "apiextensions.k8s.io/v1",
-        "kind": "CustomResourceDefinition",
-        "metadata": {
-            "name": "localqueues.kueue.x-k8s.io",
-            "annotations": {"api-approved.kubernetes.io": "https://github.com/kubernetes-sigs/kueue/pull/1"},
-        },
-        "spec": {
-            "group": "kueue.x-k8s.io",
-            "scope": "Namespaced",
-            "names": names,
-            "versions": [{"name": "v1beta2", "served": True, "storage": True, "schema": anything}],
-        },
-    }
-    await admin.create(CRDS, crd)
-
-    async def served() -> bool:
-        # Its objects, not only its group: one that is deleted while its storage begins, the API server removes minutes
-        # later ("storage is (re)initializing", then a pause).
-        return bool(await admin.raw("GET", "/apis/kueue.x-k8s.io/v1beta2/localqueues"))
-
-    await eventually(served)
-    yield
-    await admin.delete(CRDS, None, "localqueues.kueue.x-k8s.io")
-
-    async def gone() -> bool:
-        with contextlib.suppress(NotFound):
-            return not await admin.get(CRDS, None, "localqueues.kueue.x-k8s.io")
-        return True
-
-    await eventually(gone, 200)
-
-
-async def admit(cluster: Cluster, name: str) -> None:
-    """What Kueue does when there is quota: it says where the pods go, and lets KubeRay begin."""
-    [group] = (await cluster.client.get(RAYJOBS, cluster.namespace, name))["spec"]["rayClusterSpec"]["workerGroupSpecs"]
-    group["template"]["spec"]["nodeSelector"] = {"pool": "a"}
-    patch = {"spec": {"suspend": False, "rayClusterSpec": {"workerGroupSpecs": [group]}}}
-    await cluster.client.merge_patch(RAYJOBS, cluster.namespace, name, patch)
-
-
-async def test_a_queued_job_waits_for_kueue_runs_and_gives_back(kueue: None, working: Cluster) -> None:
-    await working.create("job", queue="team-a", retry={"limit": 0, "backoffSeconds": 0})
-    message = await working.until("job", c.WAITING_FOR_QUOTA)
-    assert "queue team-a" in message
-
-    async def held() -> bool:
-        [ray_job] = await working.all(RAYJOBS)
-        return bool(ray_job.get("status", {}).get("jobDeploymentStatus") == "Suspended")
-
-    await eventually(held)
-    assert await working.all(PODS) == []
-    await admit(working, "job-1")
-    _, worker = await start_running(working, "job")
-    assert worker["spec"]["nodeSelector"] == {"pool": "a"}, "what Kueue wrote is left alone"
-    await working.client.merge_patch(RAYJOBS, working.namespace, "job-1", {"spec": {"suspend": True}})
-    await eventually(lambda: ended(working, "job", 1))
-    assert (await working.outcomes("job"))[0] == "Preempted"
-    await working.until("job", c.WAITING_FOR_QUOTA)
-    await eventually(lambda: only(working, "job-2"))
-
-
-@pytest.fixture
-async def priority_class(admin: Client) -> AsyncIterator[str]:
-    """The one that the queued example names; else its pods would be refused."""
-    name = "team-a-research"
-    resource = Resource("scheduling.k8s.io", "v1", "priorityclasses", "PriorityClass", namespaced=False)
-    body = {"apiVersion": "scheduling.k8s.io/v1", "kind": "PriorityClass", "metadata": {"name": name}, "value": 100}
-    await admin.create(resource, body)
-    yield name
-    await admin.delete(resource, None, name)
-
-
-async def test_the_queued_example_waits_for_kueue_and_then_becomes_its_pods(
-    kueue: None, priority_class: str, working: Cluster
-) -> None:
-    [job] = gpu_jobs(queued=True)
-    name = job["metadata"]["name"]
-    await working.make_object(TRAINJOBS, name, job["spec"])
-    assert f"queue {job['spec']['queue']}" in await working.until(name, c.WAITING_FOR_QUOTA)
-    assert await working.all(PODS) == []
-    await admit(working, f"{name}-1")
-    await assert_shape(working, job)
-
-
-async def only(cluster: Cluster, name: str) -> bool:
-    return [r["metadata"]["name"] for r in await cluster.all(RAYJOBS)] == [name]
-
-
-async def test_a_lost_answer_does_not_take_the_quota_back(
-    kueue: None, control_plane: ControlPlane, team: Cluster, ray_operator: Path, tmp_path: Path
-) -> None:
-    upstream = await load_config(str(control_plane.kubeconfig), None)
-    async with FaultProxy(upstream) as proxy:
-
-        async def admitted_before_the_answer_is_lost(request: Any, passed: Any) -> Any:
-            proxy.freeze_watches("rayjobs.ray.io")  # the operator will not see for a while that it is there
-            answer = await passed()
-            await admit(team, "job-1")
-            request.transport.abort()
-            return answer
-
-        lost = proxy.fault(admitted_before_the_answer_is_lost, {"create"}, "rayjobs.ray.io", times=1)
-        again = proxy.fault(lose_answer, {"create"}, "rayjobs.ray.io", times=2)
-        async with operating(proxy.connection, tmp_path, team.namespace):
-            await team.create("job", queue="team-a")
-            await eventually(lambda: asyncio.sleep(0, lost.hit == 1 and again.hit == 2))
-            assert await still_admitted(team, "job-1")
-            await proxy.cut_watches("rayjobs.ray.io")
-            await start_running(team, "job")
-        assert await still_admitted(team, "job-1")
-        assert await team.outcomes("job") == [None]
-
-
-async def still_admitted(cluster: Cluster, name: str) -> bool:
-    [ray_job] = await cluster.all(RAYJOBS)
-    return bool(ray_job["metadata"]["name"] == name and not ray_job["spec"].get("suspend"))

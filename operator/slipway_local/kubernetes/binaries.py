@@ -8,8 +8,8 @@ A command is taken from the first of these places that has it in an acceptable r
 
 Acceptable: kube-apiserver, kube-controller-manager and kubectl of one minor release, the pinned one, since neither the
 controller manager nor what kubectl prints may run ahead of the server; etcd 3.6 and later, Helm 4, and under the name
-`helm3` Helm 3. KubeRay's operator cannot tell its release and is never taken from PATH. What comes from the cache is
-what the pins say.
+`helm3` Helm 3. The managers of KubeRay and Kueue cannot tell their release and are never taken from PATH. What comes
+from the cache is what the pins say.
 """
 
 from __future__ import annotations
@@ -91,6 +91,7 @@ COMMANDS: Mapping[str, Command] = {
             "helm3", "kubernetes", "helm.sh/helm/v3/cmd/helm", ("version", "--short"), "Helm 3", lambda r: r[0] == 3
         ),
         Command("kuberay-operator", "kuberay", "github.com/ray-project/kuberay/ray-operator"),
+        Command("kueue", "kueue", "sigs.k8s.io/kueue/cmd/kueue"),
     )
 }
 
@@ -104,7 +105,7 @@ def digest(pins: Path = PINS) -> str:
 
 
 def cache_folder(environment: Mapping[str, str] = os.environ, pins: Path = PINS) -> Path | None:
-    """Where `make control-plane` puts `bin/` and `crds/`, whether or not it is there; None without the pins."""
+    """Where `make control-plane` puts `bin/`, `crds/` and `charts/`, there or not yet; None without the pins."""
     if not pins.is_dir():
         return None
     named = environment.get("XDG_CACHE_HOME")
@@ -148,6 +149,13 @@ def ray_definitions(environment: Mapping[str, str] = os.environ) -> list[Path]:
     """KubeRay's own CustomResourceDefinitions (YAML), as the build has put them by; empty where nothing was built."""
     folder = cache_folder(environment)
     return sorted((folder / "crds").glob("ray.io_*.yaml")) if folder is not None else []
+
+
+def kueue_chart(environment: Mapping[str, str] = os.environ) -> Path | None:
+    """Kueue's own Helm chart, which has its CustomResourceDefinitions and webhooks; None where nothing was built."""
+    folder = cache_folder(environment)
+    chart = folder / "charts" / "kueue" if folder is not None else None
+    return chart if chart is not None and chart.is_dir() else None
 
 
 def release(command: Command, path: Path) -> tuple[int, ...] | None:

@@ -28,6 +28,7 @@ _RAY_CRDS = ("ray.io_rayclusters.yaml", "ray.io_rayjobs.yaml", "ray.io_rayservic
 _KUBERNETES = "k8s.io/kubernetes"
 _HELM, _HELM_3 = "helm.sh/helm/v4", "helm.sh/helm/v3"
 _KUBERAY = "github.com/ray-project/kuberay/ray-operator"
+_KUEUE = "sigs.k8s.io/kueue"
 
 
 class BuildError(Exception):
@@ -43,8 +44,9 @@ def build(progress: Callable[[str], None] = lambda line: None) -> Path:
     with _alone(folder / ".lock"):
         wanted = list(binaries.missing())
         definitions = [name for name in _RAY_CRDS if not (folder / "crds" / name).exists()]
-        if (wanted or definitions) and shutil.which("go") is None:
-            raise BuildError(f"Go is not on PATH, and {', '.join(wanted or definitions)} must be built")
+        chart = folder / "charts" / "kueue"
+        if (wanted or definitions or not chart.is_dir()) and shutil.which("go") is None:
+            raise BuildError(f"Go is not on PATH, and {', '.join(wanted or definitions or [chart.name])} must be built")
         for name in wanted:
             started = time.monotonic()
             progress(f"building {name}")
@@ -55,6 +57,9 @@ def build(progress: Callable[[str], None] = lambda line: None) -> Path:
             (folder / "crds").mkdir(exist_ok=True)
             for name in definitions:
                 _put(source / "config" / "crd" / "bases" / name, folder / "crds" / name)
+        if not chart.is_dir():
+            source = Path(_go(PINS / "kueue", "list", "-m", "-f", "{{.Dir}}", _KUEUE).strip())
+            _put_folder(source / "charts" / "kueue", chart)
     return folder
 
 
@@ -116,6 +121,18 @@ def _put(source: Path, target: Path) -> None:
     temporary.replace(target)
 
 
+def _put_folder(source: Path, target: Path) -> None:
+    temporary = target.with_name(f".{target.name}.{os.getpid()}")
+    try:
+        # Go's modules are read-only, and so would be the copies.
+        shutil.copytree(source, temporary, copy_function=shutil.copyfile)
+        for folder in (temporary, *(path for path in temporary.rglob("*") if path.is_dir())):
+            folder.chmod(0o755)
+        temporary.replace(target)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
 @contextmanager
 def _alone(path: Path) -> Iterator[None]:
     """Two builds at a time would compile everything twice: the second waits and then finds it done."""
@@ -141,6 +158,7 @@ def main() -> int:
     for name in COMMANDS:
         _say(f"{name:<24} {binaries.find(name)}")
     _say(f"{'KubeRay definitions':<24} {folder / 'crds'}")
+    _say(f"{'Kueue chart':<24} {folder / 'charts' / 'kueue'}")
     return 0
 
 
