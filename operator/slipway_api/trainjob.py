@@ -238,6 +238,11 @@ class Workers(ApiModel):
 
     count: int = Field(default=1, ge=1, le=16384, description="Number of workers: the world size.")
     resources: WorkerResources = Field(default_factory=WorkerResources, description="What each worker is given.")
+    pool: Name | None = Field(
+        default=None,
+        description="The pool of nodes that all workers are to work in, by its name in the operator's configuration. "
+        "Default: the first one that has room for them.",
+    )
 
 
 # --- driving the run ----------------------------------------------------------------------------------------------

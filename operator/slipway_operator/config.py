@@ -6,10 +6,10 @@ Environment variables carry identity only (POD_NAME, POD_NAMESPACE); secrets com
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import yaml
-from pydantic import Field, ValidationError
+from pydantic import AfterValidator, Field, ValidationError
 
 from slipway_api.base import ApiModel, Decimal, Name, Quantity
 
@@ -50,6 +50,66 @@ class MetricsConfig(ApiModel):
     listen: str = Field(default="0.0.0.0:8080", description="host:port that the operator binds.")
 
 
+_LABEL = r"^([a-z0-9]([-a-z0-9.]{0,251}[a-z0-9])?/)?[A-Za-z0-9]([-A-Za-z0-9_.]{0,61}[A-Za-z0-9])?$"
+_LABEL_VALUE = r"^([A-Za-z0-9]([-A-Za-z0-9_.]{0,61}[A-Za-z0-9])?)?$"
+LabelKey = Annotated[str, Field(pattern=_LABEL)]
+LabelValue = Annotated[str, Field(pattern=_LABEL_VALUE)]
+Text = Annotated[str, Field(max_length=4096)]
+
+
+def _device(name: str) -> str:
+    domain = name.partition("/")[0]
+    if "/" not in name or name == "nvidia.com/gpu" or domain == "kubernetes.io" or domain.endswith(".kubernetes.io"):
+        raise ValueError("must be an extended resource such as rdma/hca_shared_devices_a, and not what jobs ask for")
+    return name
+
+
+def _variable(name: str) -> str:
+    if name.startswith(("RAY_", "KUBERAY_", "SLIPWAY_")):
+        raise ValueError("belongs to Ray, KubeRay or Slipway")
+    return name
+
+
+Device = Annotated[str, Field(pattern=_LABEL), AfterValidator(_device)]
+Variable = Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]{0,127}$"), AfterValidator(_variable)]
+
+
+class TolerationConfig(ApiModel):
+    """A taint of nodes that pods put up with, as in a pod's spec."""
+
+    key: LabelKey | None = Field(default=None, description="The taint's key. Default, with Exists: each taint.")
+    operator: Literal["Exists", "Equal"] = Field(default="Equal", description="Whether the value counts.")
+    value: LabelValue | None = Field(default=None, description="The taint's value.")
+    effect: Literal["NoSchedule", "PreferNoSchedule", "NoExecute"] | None = Field(
+        default=None, description="The taint's effect. Default: each."
+    )
+
+
+class PoolPodsConfig(ApiModel):
+    """What the pods that work on a pool's nodes get besides what a job asks for: how they come there, and its network.
+
+    A job's workers, that is, or the head where the work is done there; not the head of a cluster with workers.
+    """
+
+    node_selector: dict[LabelKey, LabelValue] = Field(
+        default_factory=dict, description="Labels of the nodes. Default: none, and pods may come to other nodes."
+    )
+    tolerations: list[TolerationConfig] = Field(
+        default_factory=list, max_length=64, description="Taints of the nodes that these pods put up with."
+    )
+    annotations: dict[LabelKey, Text] = Field(
+        default_factory=dict, description="Annotations of the pods, such as the networks that they are to join."
+    )
+    resources: dict[Device, Annotated[int, Field(ge=1, le=1024)]] = Field(
+        default_factory=dict,
+        description="Devices that each worker gets, by the name of their extended resource, such as RDMA adapters.",
+    )
+    env: dict[Variable, Text] = Field(
+        default_factory=dict,
+        description="Environment variables of each worker, such as NCCL's. Not those of Ray and Slipway themselves.",
+    )
+
+
 class PoolConfig(ApiModel):
     """Nodes of one kind that runs may be placed on; what the plan counts with."""
 
@@ -65,6 +125,9 @@ class PoolConfig(ApiModel):
     )
     power_watts: int | None = Field(
         default=None, ge=1, le=10_000_000, description="What one node draws at work, in W. Default: not counted."
+    )
+    pods: PoolPodsConfig = Field(
+        default_factory=PoolPodsConfig, description="What pods that work here get besides what a job asks for."
     )
 
 

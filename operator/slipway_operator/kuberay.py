@@ -22,7 +22,7 @@ from slipway_api import API_VERSION, GROUP
 from slipway_api.quantity import parse_quantity
 from slipway_api.run import RUN_ENV, RunIdentity
 from slipway_api.trainjob import Workers
-from slipway_operator.config import RayConfig
+from slipway_operator.config import PoolPodsConfig, RayConfig
 
 LABEL_TRAINJOB = f"{GROUP}/trainjob"
 LABEL_EVALJOB = f"{GROUP}/evaljob"
@@ -90,10 +90,14 @@ def ray_job(
     run: RunIdentity,
     workers: Workers,
     ray: RayConfig,
+    pool: PoolPodsConfig | None = None,
     *,
     driver_alone: bool = False,
 ) -> dict[str, Any]:
-    """The RayJob of one attempt, of that name. `driver_alone`: the driver works by itself, with what one worker has."""
+    """The RayJob of one attempt, of that name. `driver_alone`: the driver works by itself, with what one worker has.
+
+    `pool`: what pods get that work on the nodes that were planned for.
+    """
     resources = workers.resources
     worker_resources: dict[str, Any] = {"cpu": resources.cpu, "memory": resources.memory}
     if resources.gpu:
@@ -104,6 +108,9 @@ def ray_job(
     head["volumeMounts"] = [{"name": "run", "mountPath": TOKEN_DIRECTORY, "readOnly": True}]
     priority = job["spec"].get("priorityClassName")
     head_pod = _pod(job, run.attempt, head, priority)
+    worker_pod = _pod(job, run.attempt, container("ray-worker", ray.image, worker_resources), priority)
+    if pool is not None:
+        _place(head_pod if driver_alone else worker_pod, pool)
     head_pod["spec"]["volumes"] = [{"name": "run", "secret": {"secretName": secret_name(name), "defaultMode": 0o440}}]
     metadata = _metadata(job, name, run.attempt)
     metadata["annotations"] = dict(KEEP_HEAD_DEAD)
@@ -135,9 +142,7 @@ def ray_job(
                         "minReplicas": workers.count,
                         "maxReplicas": workers.count,
                         "rayStartParams": {},
-                        "template": _pod(
-                            job, run.attempt, container("ray-worker", ray.image, worker_resources), priority
-                        ),
+                        "template": worker_pod,
                     }
                 ],
             },
@@ -160,6 +165,23 @@ def _pod(job: dict[str, Any], attempt: int, main: dict[str, Any], priority: str 
         },
         "spec": spec,
     }
+
+
+def _place(pod: dict[str, Any], pool: PoolPodsConfig) -> None:
+    """Gives a pod what the pool has for it; a pod of no pool stays as it was."""
+    if pool.annotations:
+        pod["metadata"]["annotations"] = dict(pool.annotations)
+    spec = pod["spec"]
+    if pool.node_selector:
+        spec["nodeSelector"] = dict(pool.node_selector)
+    if pool.tolerations:
+        spec["tolerations"] = [toleration.to_wire() for toleration in pool.tolerations]
+    [main] = spec["containers"]
+    for kind in ("requests", "limits"):  # of extended resources they must be the same
+        main["resources"][kind] |= pool.resources
+    if pool.env:
+        variables = [{"name": name, "value": value} for name, value in pool.env.items()]
+        main["env"] = [*main.get("env", []), *variables]
 
 
 def pod_security() -> dict[str, Any]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ from slipway_operator.config import (
     MetricsConfig,
     NetworkPolicyConfig,
     OperatorConfig,
+    PoolConfig,
     ReportsConfig,
     StorageConfig,
 )
@@ -140,6 +141,7 @@ async def operating(
     *,
     reports: str = "127.0.0.1:0",
     network_policy: NetworkPolicyConfig | None = None,
+    pools: Sequence[PoolConfig] = (),
 ) -> AsyncIterator[asyncio.Task[None]]:
     """The operator at work, through this connection; `folder` is for its key. Raises what ended it too early."""
     folder.mkdir(parents=True, exist_ok=True)
@@ -151,6 +153,7 @@ async def operating(
         leader_election=LeaderElectionConfig(enabled=False),
         namespaces=[namespace] if namespace else [],
         network_policy=network_policy,
+        pools=list(pools),
     )
     operator = asyncio.create_task(Operator(config, connection).run())
     try:

@@ -8,9 +8,7 @@ from __future__ import annotations
 import base64
 import contextlib
 import json
-import os
 import subprocess
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -20,7 +18,7 @@ import yaml
 from slipway_local.kubernetes import binaries
 from slipway_local.kubernetes.control_plane import ControlPlane
 
-from .kuberay_process import answers, free_port
+from .kuberay_process import answers, free_port, manager
 
 NAMESPACE, SECRET = "kueue-system", "kueue-webhook-server-cert"
 # The definitions of the other kinds that it can queue are not here. Pods would be asked about one by one.
@@ -59,20 +57,12 @@ def kueue(control_plane: ControlPlane, folder: Path, limit: float = 90.0) -> Ite
         f"--config={folder / 'config.yaml'}",
         f"--kubeconfig={control_plane.kubeconfig}",
     ]
-    environment = {name: value for name, value in os.environ.items() if not name.lower().endswith("_proxy")}
-    with log.open("wb") as output:
-        process = subprocess.Popen(command, stdout=output, stderr=output, env=environment)
-    try:
-        deadline = time.monotonic() + limit
-        while not (_mounted(kubectl, certificates) and answers(f"http://127.0.0.1:{health}/readyz")):
-            tail = log.read_text(errors="replace")[-2000:]
-            assert process.poll() is None, f"Kueue has ended: {tail}"
-            assert time.monotonic() < deadline, f"Kueue is not ready after {limit:g} s: {tail}"
-            time.sleep(0.2)
+
+    def ready() -> bool:
+        return _mounted(kubectl, certificates) and answers(f"http://127.0.0.1:{health}/readyz")
+
+    with manager("Kueue", command, log, ready, limit):
         yield log
-    finally:
-        process.kill()
-        process.wait(10)
 
 
 def _rendered() -> list[dict[str, Any]]:

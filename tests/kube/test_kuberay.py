@@ -9,6 +9,7 @@ because none runs: it gets a RayJob as far as jobDeploymentStatus Running, and w
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ import yaml
 
 from slipway_api import conditions as c
 from slipway_local.kubernetes.control_plane import ControlPlane
+from slipway_operator.config import PoolConfig
 from slipway_operator.kube.client import Client
 from slipway_operator.kube.config import load_config
 from slipway_operator.kube.errors import Forbidden
@@ -163,8 +165,15 @@ def gpu_jobs(*, queued: bool) -> list[dict[str, Any]]:
     return [one for one in documents if one["kind"] == "TrainJob" and ("queue" in one["spec"]) == queued]
 
 
-async def assert_shape(cluster: Cluster, job: dict[str, Any]) -> None:
-    """The pods of a job's first attempt are what its manifest asks for."""
+def documented_pools() -> list[PoolConfig]:
+    """The pools of docs/install.md that say what their pods get."""
+    text = (Path(__file__).parents[2] / "docs" / "install.md").read_text()
+    blocks = [yaml.safe_load(block) for block in re.findall(r"```yaml\n(.*?)```", text, re.DOTALL)]
+    return [PoolConfig.model_validate(p) for block in blocks for p in block.get("pools", []) if "pods" in p]
+
+
+async def assert_shape(cluster: Cluster, job: dict[str, Any], devices: dict[str, str] | None = None) -> None:
+    """The pods of a job's first attempt are what its manifest asks for; `devices`: what their pool adds."""
     name, workers = job["metadata"]["name"], job["spec"]["workers"]
     resources = workers["resources"]
 
@@ -176,6 +185,7 @@ async def assert_shape(cluster: Cluster, job: dict[str, Any]) -> None:
     found = [pod for pod in pods if pod["metadata"]["labels"]["ray.io/node-type"] == "worker"]
     assert len(found) == workers["count"]
     limits = {"cpu": resources["cpu"], "memory": resources["memory"], "nvidia.com/gpu": str(resources["gpu"])}
+    limits |= devices or {}
     for pod in found:
         container = kubelet.container_of(pod)
         assert container["resources"]["limits"] == container["resources"]["requests"] == limits
@@ -193,9 +203,23 @@ async def assert_shape(cluster: Cluster, job: dict[str, Any]) -> None:
 
 
 @pytest.mark.parametrize("job", gpu_jobs(queued=False), ids=lambda job: str(job["metadata"]["name"]))
-async def test_the_gpu_examples_become_their_pods(working: Cluster, job: dict[str, Any]) -> None:
-    await working.make_object(TRAINJOBS, job["metadata"]["name"], job["spec"])
-    await assert_shape(working, job)
+async def test_the_gpu_examples_become_their_pods(
+    control_plane: ControlPlane, team: Cluster, ray_operator: Path, tmp_path: Path, job: dict[str, Any]
+) -> None:
+    """On the nodes that docs/install.md describes, which have InfiniBand; still admitted as restricted."""
+    connection, name = await load_config(str(control_plane.kubeconfig), None), job["metadata"]["name"]
+    async with operating(connection, tmp_path, team.namespace, pools=documented_pools()):
+        await team.make_object(TRAINJOBS, name, job["spec"])
+        await assert_shape(team, job, {"rdma/hca_shared_devices_a": "1"})
+        for pod in await team.pods(name):
+            container, works = kubelet.container_of(pod), pod["metadata"]["labels"]["ray.io/node-type"] == "worker"
+            variables = {e["name"]: e.get("value") for e in container["env"]}
+            assert (variables.get("NCCL_IB_HCA") == "mlx5") == works
+            assert (pod["spec"].get("nodeSelector") == {"example.com/gpu": "h100"}) == works
+            taint = {"key": "nvidia.com/gpu", "operator": "Exists", "effect": "NoSchedule"}
+            assert (taint in pod["spec"]["tolerations"]) == works
+            assert ("k8s.v1.cni.cncf.io/networks" in pod["metadata"]["annotations"]) == works
+        assert (await team.status(name))["pool"] == "h100-infiniband"
 
 
 async def has_event(cluster: Cluster, reason: str) -> bool:

@@ -12,7 +12,7 @@ from decimal import Decimal
 
 from slipway_api.trainjob import Workers
 from slipway_operator.config import OperatorConfig
-from slipway_operator.planner.placement import workers_per_node
+from slipway_operator.planner.placement import pool_named, workers_per_node
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,7 @@ class Rate:
 
 def rate_of(workers: Workers, pool_name: str | None, config: OperatorConfig) -> Rate:
     """What these workers cost and draw while they run; nothing is known of a pool that is not configured (any more)."""
-    pool = next((pool for pool in config.pools if pool.name == pool_name), None)
+    pool = pool_named(pool_name, config.pools)
     if pool is None:
         return Rate()
     nodes = Decimal(workers.count) / max(1, workers_per_node(workers, pool))

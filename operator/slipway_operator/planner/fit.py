@@ -51,6 +51,15 @@ def fit_workers(workers: Workers, pools: Sequence[PoolConfig], state: RankState 
 
     `needs` says whose state it is: the beginning of a sentence that ends with bytes.
     """
+    if workers.pool is not None:
+        known = ", ".join(pool.name for pool in pools) or "none"
+        pools = [pool for pool in pools if pool.name == workers.pool]
+        if not pools:
+            return Fit(
+                False,
+                f"spec.workers.pool: there is no pool {workers.pool} (configured: {known}). Name another; or none, and "
+                "it is the first one that has room.",
+            )
     if not pools:
         return Fit(True, "no pools are configured: nodes were not counted")
     refusals, too_small = [], False

@@ -2,9 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from slipway_api.quantity import parse_quantity
 from slipway_api.trainjob import Workers
 from slipway_operator.config import PoolConfig
+
+
+def pool_named(name: str | None, pools: Sequence[PoolConfig]) -> PoolConfig | None:
+    """The pool of that name; None where none is configured (any more)."""
+    return next((pool for pool in pools if pool.name == name), None)
 
 
 def workers_per_node(workers: Workers, pool: PoolConfig) -> int:

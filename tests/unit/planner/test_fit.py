@@ -87,6 +87,21 @@ def test_any_pool_will_do() -> None:
     assert "gpus" in verdict.message
 
 
+def test_a_pool_that_is_named_is_the_only_one() -> None:
+    pools = [pool(), pool(name="large", nodes=9)]
+    two = {"count": 2, "pool": "large"}
+    assert fit(job(workers=two), pools).pool == pools[1]
+    assert "pool p (2 nodes" in fit(job(workers={"count": 30, "pool": "p"}), pools).message
+    assert not fit(job(workers={"count": 30, "pool": "p"}), pools).fits
+
+
+@pytest.mark.parametrize(("pools", "known"), [([pool(), pool(name="q")], "p, q"), ([], "none")])
+def test_a_pool_that_is_named_must_exist(pools: list[PoolConfig], known: str) -> None:
+    verdict = fit(job(workers={"count": 1, "pool": "large"}), pools)
+    assert not verdict.fits
+    assert verdict.message.startswith(f"spec.workers.pool: there is no pool large (configured: {known}).")
+
+
 def test_without_pools_nothing_is_counted_and_the_message_says_so() -> None:
     verdict = fit(job(workers={"count": 1000}), [])
     assert verdict.fits

@@ -34,6 +34,7 @@ from slipway_operator.controllers.runs.status import StatusDraft
 from slipway_operator.controllers.runs.waiting import REALLY_RUNNING, at_creation, describe, is_suspended
 from slipway_operator.network_policy import network_policy
 from slipway_operator.planner.cost import rate_of
+from slipway_operator.planner.placement import pool_named
 
 
 def decide(kind: RunKind[Any], observed: Observed, settings: Settings, now: datetime) -> Decision:
@@ -348,7 +349,10 @@ def _start(kind: RunKind[Any], observed: Observed, spec: RunSpecification, setti
     token = report_token(settings.report_key, metadata["uid"], number)
     name = kind.child_name(metadata["name"], number)
     run, ray = kind.run(spec, place), settings.config.ray
-    ray_job = kuberay.ray_job(job, name, kind.entrypoint, run, spec.workers, ray, driver_alone=kind.driver_alone)
+    pool = pool_named(draft.value("pool"), settings.config.pools)
+    ray_job = kuberay.ray_job(
+        job, name, kind.entrypoint, run, spec.workers, ray, pool.pods if pool else None, driver_alone=kind.driver_alone
+    )
     ray_job["metadata"]["labels"] |= kind.labels(job)
     policy = settings.config.network_policy
     # The walls stand before anything runs between them.
