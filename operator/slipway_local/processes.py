@@ -114,18 +114,25 @@ async def wait_gone(remaining: Callable[[], Iterable[ProcessRef]], *, seconds: f
 async def stop(remaining: Callable[[], Iterable[ProcessRef]], *, grace: float, kill_timeout: float = 10.0) -> bool:
     """SIGTERM, `grace` seconds, SIGKILL, again and again until `remaining` finds nothing: whether it came to that.
 
-    `remaining` is asked anew each time, so that what a dying process still starts is caught as well.
+    `remaining` is asked anew each time, so that what a dying process still starts is caught as well. What it has found
+    once must be gone too, though `remaining` may no longer see it: some are known only by another that ended before.
     """
+    found: set[ProcessRef] = set()
+
+    def left() -> list[ProcessRef]:
+        found.update(remaining())
+        return [ref for ref in found if ref.alive()]
+
     if grace > 0:
-        for ref in remaining():
+        for ref in left():
             ref.signal(signal.SIGTERM)
-        if await wait_gone(remaining, seconds=grace):
+        if await wait_gone(left, seconds=grace):
             return True
     deadline = time.monotonic() + kill_timeout
     while time.monotonic() < deadline:
-        for ref in remaining():
+        for ref in left():
             ref.signal(signal.SIGKILL)
-        if await wait_gone(remaining, seconds=0.5):
+        if await wait_gone(left, seconds=0.5):
             return True
     return False
 

@@ -69,6 +69,21 @@ async def test_families_are_found_by_their_mark_and_ended_even_when_deaf() -> No
             one.wait()
 
 
+async def test_what_was_found_once_is_ended_though_nothing_points_to_it_any_more() -> None:
+    """A process that is known only by another, which goes at once; itself it does not care about SIGTERM."""
+    known, stubborn = start(""), start("import signal; signal.signal(signal.SIGTERM, signal.SIG_IGN)")
+    refs = [ProcessRef.of(process.pid) for process in (known, stubborn)]
+    try:
+        assert None not in refs
+        found = [ref for ref in refs if ref is not None]
+        assert await stop(lambda: found if found[0].alive() else [], grace=0.3)
+        assert not found[1].alive()
+    finally:
+        for one in (known, stubborn):
+            one.kill()
+            one.wait()
+
+
 def test_files_are_replaced_as_a_whole_and_private(tmp_path: Path) -> None:
     path = tmp_path / "record.json"
     write_json(path, {"a": 1})
