@@ -19,6 +19,11 @@ from typing import Any
 
 import pytest
 from _pytest.runner import runtestprotocol
+from hypothesis import HealthCheck, settings
+
+# How long an example takes to make or to run is the machine's affair; hypothesis would fail a test for it.
+settings.register_profile("suite", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("suite")
 
 # Minutes each. The modules of tests/e2e need nothing of each other but a running control plane, which is soon up.
 # tests/compress is first because its libraries change global state of torch, and mind that of others.

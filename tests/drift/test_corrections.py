@@ -17,13 +17,13 @@ from slipway_jobs.drift.corrections.holm import holm
 p_values = st.lists(st.floats(0, 1), min_size=1, max_size=30)
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=80)
 @given(p_values)
 def test_benjamini_hochberg_is_that_of_scipy(values: list[float]) -> None:
     assert benjamini_hochberg(values) == pytest.approx(stats.false_discovery_control(values).tolist(), abs=1e-12)
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=80)
 @given(p_values, st.floats(0.001, 0.2))
 def test_holm_rejects_what_the_step_down_procedure_rejects(values: list[float], alpha: float) -> None:
     rejected: set[int] = set()

@@ -41,7 +41,7 @@ def test_a_small_text_by_hand() -> None:
     assert features.ranks.tolist() == [2, 1, *[0] * (RANK_BUCKETS - 3), 1]
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(st.text(max_size=80), st.lists(st.integers(-5, 2**40), max_size=40))
 def test_any_text_gives_finite_shares(text: str, tokens: list[int]) -> None:
     features = request_features(text, tokens, VOCABULARY)

@@ -50,21 +50,21 @@ def same(*sketches: Any) -> bool:
     return len(set(states)) == 1
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(numbers, numbers, numbers)
 def test_histograms_merge(a: Any, b: Any, c: Any) -> None:
     x, y, z = histogram(a), histogram(b), histogram(c)
     assert same(x.merged(y).merged(z), x.merged(y.merged(z)), z.merged(x).merged(y), histogram(a + b + c))
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(words, words, words)
 def test_categories_merge(a: Any, b: Any, c: Any) -> None:
     x, y, z = categories(a), categories(b), categories(c)
     assert same(x.merged(y).merged(z), x.merged(y.merged(z)), z.merged(x).merged(y), categories(a + b + c))
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(keys, keys, keys)
 def test_reservoirs_merge_and_know_no_order(a: Any, b: Any, c: Any) -> None:
     x, y, z = reservoir(a), reservoir(b), reservoir(c)
@@ -83,7 +83,7 @@ def test_a_reservoir_is_a_uniform_sample() -> None:
     assert abs(hits - 100).max() < 40  # 100 expected of each, with a standard deviation of 9
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(numbers)
 def test_one_by_one_is_all_at_once(values: list[float | None]) -> None:
     array = np.array([math.nan if value is None else value for value in values])

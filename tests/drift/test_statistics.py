@@ -39,7 +39,7 @@ count_pairs = st.integers(2, 8).flatmap(
         st.lists(st.integers(0, 50), min_size=k, max_size=k).map(np.array).filter(lambda x: x.sum() > 0),
     )
 )
-fast = settings(max_examples=80, deadline=None)
+fast = settings(max_examples=80)
 
 
 @fast

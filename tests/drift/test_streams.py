@@ -48,7 +48,7 @@ class EveryValue:
         return False
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 @given(st.integers(0, 10**6), st.floats(0, 1), st.floats(0, 1))
 def test_with_a_bucket_for_each_value_adwin_is_its_definition(seed: int, before: float, after: float) -> None:
     generator = np.random.default_rng(seed)

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from slipway_jobs.errors import InfrastructureError, UserError
@@ -50,7 +50,7 @@ def example(draw: st.DrawFn) -> ScoredExample:
     return ScoredExample(draw(counts), draw(texts), fields, prompt=draw(texts), **more)
 
 
-@settings(max_examples=50, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=50)
 @given(st.lists(example(), max_size=5))
 def test_what_is_stored_comes_back_bit_for_bit(examples: list[ScoredExample]) -> None:
     content = encode(examples)

@@ -32,7 +32,7 @@ CHOICES = [
 ]
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(lengths=st.lists(st.integers(1, 200), max_size=40), budget=st.integers(1, 400))
 def test_batches_hold_everything_once_within_the_budget(lengths: list[int], budget: int) -> None:
     batches = plan(lengths, budget)
@@ -41,7 +41,7 @@ def test_batches_hold_everything_once_within_the_budget(lengths: list[int], budg
         assert len(batch) == 1 or len(batch) * max(lengths[place] for place in batch) <= budget
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(count=st.integers(0, 120), window=st.integers(2, 40), part=st.floats(0.01, 1.0))
 def test_each_token_but_the_first_is_scored_once_with_enough_context(count: int, window: int, part: float) -> None:
     stride = max(1, int(window * part))

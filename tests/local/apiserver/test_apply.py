@@ -99,7 +99,7 @@ def says(obj: dict[str, Any], spec: dict[str, Any]) -> bool:
 
 
 @given(SPECS, SPECS)
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_one_applier_gets_exactly_what_it_says(first: dict[str, Any], second: dict[str, Any]) -> None:
     live = applied(applied({}, first, "one"), second, "one")
     assert live.get("spec", {}) == second
@@ -107,7 +107,7 @@ def test_one_applier_gets_exactly_what_it_says(first: dict[str, Any], second: di
 
 
 @given(SPECS, SPECS, SPECS)
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=80)
 def test_two_appliers_keep_what_they_own(first: dict[str, Any], other: dict[str, Any], later: dict[str, Any]) -> None:
     live = applied(applied({}, first, "one"), other, "two")
     assert says(live, other)
@@ -123,7 +123,7 @@ def test_two_appliers_keep_what_they_own(first: dict[str, Any], other: dict[str,
 
 
 @given(SPECS, SPECS)
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_without_force_a_conflict_changes_nothing_and_agreement_succeeds(
     first: dict[str, Any], other: dict[str, Any]
 ) -> None:
@@ -145,7 +145,7 @@ def test_without_force_a_conflict_changes_nothing_and_agreement_succeeds(
 
 
 @given(SPECS)
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_fields_v1_reads_back(spec: dict[str, Any]) -> None:
     fields = typed.field_set(config(spec), _NODE)
     assert FieldSet.from_v1(fields.to_v1()) == fields
@@ -153,7 +153,7 @@ def test_fields_v1_reads_back(spec: dict[str, Any]) -> None:
 
 
 @given(SPECS.filter(bool), SPECS)
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_updates_move_ownership_to_whoever_changed_the_field(first: dict[str, Any], second: dict[str, Any]) -> None:
     live = applied({}, first, "one")
     changed = {**live, **config(second), "metadata": live["metadata"]}

@@ -54,7 +54,7 @@ def test_bounded_and_the_end_is_kept(tmp_path: Path) -> None:
     assert 500 <= len(kept) <= 1000
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(st.lists(st.tuples(st.binary(min_size=0, max_size=40), st.booleans()), max_size=20), st.integers(8, 60))
 def test_no_byte_is_lost_or_doubled(tmp_path_factory: object, steps: list[tuple[bytes, bool]], limit: int) -> None:
     folder = tmp_path_factory.mktemp("log")  # type: ignore[attr-defined]

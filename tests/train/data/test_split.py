@@ -103,7 +103,7 @@ def test_the_rule_is_written_down() -> None:
     assert [next(f for f in range(3) if is_held_out(split(folds=3, fold=f), d)) for d in digests] == RULE_FOLDS
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(content=st.text(), folds=st.integers(2, 20), seed=st.integers(0, 2**31 - 1))
 def test_every_content_is_in_one_fold(content: str, folds: int, seed: int) -> None:
     where = [

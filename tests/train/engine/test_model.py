@@ -39,7 +39,7 @@ def made(model: TrainingModel, seed: int = 0) -> Any:
     return built.lm
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(
     heads=st.sampled_from([1, 2, 4, 6]),
     head_dim=st.sampled_from([2, 8, 16]),

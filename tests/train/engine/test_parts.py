@@ -58,7 +58,7 @@ def test_only_matrices_decay() -> None:
         torch.testing.assert_close(parameter.detach(), before[name] * factor)
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(
     tokens=st.integers(1, 40),
     rows=st.integers(1, 50),

@@ -429,7 +429,7 @@ ACTIONS = st.sampled_from(
 )
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(st.lists(st.tuples(ACTIONS, st.integers(0, 5)), max_size=20))
 def test_whatever_happens_one_run_at_a_time_and_in_the_end_what_is_asked_for_serves(
     story: list[tuple[str, int]],

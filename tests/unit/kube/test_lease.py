@@ -440,7 +440,7 @@ def quiet() -> Iterator[None]:
     logging.disable(logging.NOTSET)
 
 
-@settings(max_examples=8, deadline=None)
+@settings(max_examples=8)
 @given(st.integers(0, 2**32))
 def test_two_electors_are_never_both_valid(seed: int) -> None:
     _, overlaps = run(_hours_of_trouble(seed))

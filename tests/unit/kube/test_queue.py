@@ -343,4 +343,4 @@ class QueueMachine(RuleBasedStateMachine):
 
 
 TestQueueAgainstModel = QueueMachine.TestCase
-TestQueueAgainstModel.settings = settings(max_examples=40, stateful_step_count=40, deadline=None)
+TestQueueAgainstModel.settings = settings(max_examples=40, stateful_step_count=40)

@@ -85,7 +85,7 @@ def expressions(draw: st.DrawFn) -> tuple[str, list[set[int]]]:
     return " ".join(texts), values
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(asked=expressions(), start=st.datetimes(datetime(2024, 1, 1), datetime(2032, 1, 1)))
 def test_nothing_that_matches_is_passed_over(asked: tuple[str, list[set[int]]], start: datetime) -> None:
     """Against the definition: minute by minute, over two days."""
@@ -183,7 +183,7 @@ def test_a_schedule_that_the_schema_could_not_refuse_is_told(schedule: str) -> N
     assert world.condition(c.RETRAINING) == ("True", c.TRAINING), "alarms need no schedule"
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(jumps=st.lists(st.integers(-40 * 86400, 40 * 86400), min_size=1, max_size=5))
 def test_a_clock_that_jumps_makes_no_storm(jumps: list[int]) -> None:
     """However it jumps: at each rest at most one more begins, and never more than maxPerDay by the clock's own time."""
