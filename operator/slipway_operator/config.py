@@ -6,10 +6,10 @@ Environment variables carry identity only (POD_NAME, POD_NAMESPACE); secrets com
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
 import yaml
-from pydantic import AfterValidator, Field, ValidationError
+from pydantic import AfterValidator, Field, ValidationError, model_validator
 
 from slipway_api.base import ApiModel, Decimal, Name, Quantity
 
@@ -83,6 +83,14 @@ class TolerationConfig(ApiModel):
     effect: Literal["NoSchedule", "PreferNoSchedule", "NoExecute"] | None = Field(
         default=None, description="The taint's effect. Default: each."
     )
+
+    @model_validator(mode="after")
+    def _as_kubernetes_wants_it(self) -> Self:
+        if self.operator == "Exists" and self.value is not None:
+            raise ValueError("operator Exists takes no value")
+        if self.operator == "Equal" and self.key is None:
+            raise ValueError("operator Equal needs a key")
+        return self
 
 
 class PoolPodsConfig(ApiModel):

@@ -50,6 +50,8 @@ def test_good(tmp_path: Path) -> None:
         (pods("env: {SLIPWAY_RUN: '{}'}"), "belongs to Ray"),
         (pods("env: {'a b': c}"), r"pools\.0\.pods\.env"),
         (pods("tolerations: [{key: a, operator: In}]"), r"pools\.0\.pods\.tolerations\.0\.operator"),
+        (pods("tolerations: [{key: a, operator: Exists, value: b}]"), "Exists takes no value"),
+        (pods("tolerations: [{value: b}]"), "Equal needs a key"),
         (pods("nodeSelector: {a: b c}"), r"pools\.0\.pods\.nodeSelector"),
         (pods("hostNetwork: true"), r"pools\.0\.pods\.hostNetwork"),
         (": : :", "not YAML"),
