@@ -11,8 +11,10 @@ saturates. All x86 CPUs get the same 7 bits, so that a perplexity measured on on
 from __future__ import annotations
 
 import contextlib
+import math
 import warnings
 from collections.abc import Iterator
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -20,6 +22,10 @@ from torch import Tensor, nn
 _LEVELS = 63
 _ZERO_POINT = 64  # x_q + 64 is in 1..127: unsigned, and seven bits
 _TINY = 1e-30  # a row of zeros must not be divided by zero
+
+# Names of layers that read the same tensor where one module has all of them: attention's and the gated MLP's.
+_READ_THE_SAME = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"))
+_multiply = torch.ops.quantized.linear_with_input_q_dq_qweight_dq_output_fp32.default
 
 NAME = "fbgemm int8, 7-bit activations per token"
 
@@ -29,26 +35,27 @@ def available(device: torch.device) -> bool:
     return device.type == "cpu" and "fbgemm" in torch.backends.quantized.supported_engines
 
 
+class Quantized(NamedTuple):
+    """A layer's weights: `weight` [out, in] int8, `scale` [out] or [out, 1] float, `bias` [out] or None."""
+
+    weight: Tensor
+    scale: Tensor
+    bias: Tensor | None
+
+
 class Int8Linear(nn.Module):
-    """`weight` is [out, in] int8, `scale` [out] float; the layer keeps only a packed copy (one byte per weight).
+    """One layer; it keeps only a packed copy of its weights (one byte each), its own or its part of a shared one.
 
     Input [..., in] and output [..., out] have the same floating dtype. It cannot be saved: save the model before.
     """
 
-    def __init__(self, weight: Tensor, scale: Tensor, bias: Tensor | None) -> None:
+    def __init__(self, layer: Quantized, shared: tuple[_Product, int] | None = None) -> None:
         super().__init__()
-        if weight.dtype is not torch.int8:
-            raise TypeError(f"not 8-bit weights: {weight.dtype}")
-        self.out_features, self.in_features = weight.shape
-        self.register_buffer("scale", scale.detach().reshape(-1).float().clone(), persistent=False)
+        self.out_features, self.in_features = layer.weight.shape
+        self.register_buffer("scale", layer.scale.detach().reshape(-1).float().clone(), persistent=False)
         self.bias: Tensor | None
-        self.register_buffer("bias", None if bias is None else bias.detach().clone(), persistent=False)
-        zeros = torch.zeros(len(weight), dtype=torch.long)
-        with _fbgemm():
-            quantized = torch._make_per_channel_quantized_tensor(
-                weight.contiguous(), scale.detach().reshape(-1).double(), zeros, 0
-            )
-            self._packed = torch.ops.quantized.linear_prepack(quantized, None)
+        self.register_buffer("bias", None if layer.bias is None else layer.bias.detach().clone(), persistent=False)
+        self._product, self._part = shared or (_Product([layer]), 0)
 
     @property
     def packed_bytes(self) -> int:
@@ -57,17 +64,72 @@ class Int8Linear(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """x [..., in] -> [..., out]."""
-        rows = x.reshape(-1, self.in_features).float()
-        peak = rows.abs().amax(-1, keepdim=True).clamp_min(_TINY)
-        y: Tensor = torch.ops.quantized.linear_with_input_q_dq_qweight_dq_output_fp32(
-            rows / peak, 1.0 / _LEVELS, _ZERO_POINT, self._packed
-        )
-        y = y.mul_(peak).to(x.dtype).reshape(*x.shape[:-1], self.out_features)
+        y = self._product.part(x, self._part)
         return y if self.bias is None else y + self.bias
 
     def extra_repr(self) -> str:
         """For print(model)."""
         return f"in_features={self.in_features}, out_features={self.out_features}, bias={self.bias is not None}"
+
+
+def install(model: nn.Module, layers: dict[str, Quantized]) -> None:
+    """Put an Int8Linear in the place of each named layer; those of one module that read the same input share a product.
+
+    A decoding step is a chain of small products, each with the fixed cost of a call: seven become four in a block.
+    """
+    left = dict(layers)
+    for name in layers:
+        for together in _READ_THE_SAME:
+            parent, _, first = name.rpartition(".")
+            names = [f"{parent}.{own}" for own in together]
+            if first == together[0] and all(other in left for other in names):
+                product = _Product([left[other] for other in names])
+                for part, other in enumerate(names):
+                    model.set_submodule(other, Int8Linear(left.pop(other), (product, part)))
+    for name, layer in left.items():
+        model.set_submodule(name, Int8Linear(layer))
+
+
+class _Product:
+    """The weights of layers that read the same input, packed as one matrix.
+
+    The first layer that comes with an input has all computed; the others, called with that same tensor, take their
+    parts. A layer that comes with another tensor, or again, has it computed for itself: sharing changes no result.
+    """
+
+    def __init__(self, layers: list[Quantized]) -> None:
+        for layer in layers:
+            if layer.weight.dtype is not torch.int8:
+                raise TypeError(f"not 8-bit weights: {layer.weight.dtype}")
+        self._sizes = [len(layer.weight) for layer in layers]
+        weight = torch.cat([layer.weight for layer in layers]).contiguous()
+        scale = torch.cat([layer.scale.detach().reshape(-1) for layer in layers]).double()
+        zeros = torch.zeros(len(weight), dtype=torch.long)
+        with _fbgemm():
+            quantized = torch._make_per_channel_quantized_tensor(weight, scale, zeros, 0)
+            self._packed = torch.ops.quantized.linear_prepack(quantized, None)
+        self._waiting: tuple[Tensor, list[Tensor | None]] | None = None
+
+    def part(self, x: Tensor, index: int) -> Tensor:
+        """What layer `index` makes of x [..., in]."""
+        if len(self._sizes) == 1:
+            return self._all(x)
+        waiting = self._waiting  # read once: another thread may put its own here meanwhile
+        if waiting is None or waiting[0] is not x or waiting[1][index] is None:
+            waiting = self._waiting = (x, list(torch.split(self._all(x), self._sizes, -1)))
+        parts = waiting[1]
+        y, parts[index] = parts[index], None
+        assert y is not None
+        if all(part is None for part in parts):
+            self._waiting = None
+        return y
+
+    def _all(self, x: Tensor) -> Tensor:
+        # Where one token is decoded, each operation here costs as much as a tenth of the product: as few as will do.
+        rows = x.reshape(-1, x.shape[-1]).float()
+        peak = torch.linalg.vector_norm(rows, math.inf, -1, True).clamp_min_(_TINY)
+        y: Tensor = _multiply(rows / peak, 1.0 / _LEVELS, _ZERO_POINT, self._packed)
+        return y.mul_(peak).to(x.dtype).view(*x.shape[:-1], -1)
 
 
 @contextlib.contextmanager

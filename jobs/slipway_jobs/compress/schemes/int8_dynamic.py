@@ -48,10 +48,13 @@ class Int8DynamicScheme:
         require_storage(model, layers, TORCHAO_INT8)
         if not int8_linear.available(device):
             return Applied("torchao int8, activations per token")
-        for name in layers:
-            linear = model.get_submodule(name)
-            weight: Any = linear.weight
-            bias: Any = linear.bias
-            model.set_submodule(name, int8_linear.Int8Linear(weight.qdata, weight.scale, bias))
+        linears: dict[str, Any] = {name: model.get_submodule(name) for name in layers}
+        int8_linear.install(
+            model,
+            {
+                name: int8_linear.Quantized(linear.weight.qdata, linear.weight.scale, linear.bias)
+                for name, linear in linears.items()
+            },
+        )
         require_storage(model, layers, KERNEL_INT8)
         return Applied(int8_linear.NAME)

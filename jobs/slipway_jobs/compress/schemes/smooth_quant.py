@@ -47,11 +47,13 @@ class SmoothQuantScheme:
         require_storage(model, layers, INT8)
         if not int8_linear.available(device):
             return Applied(EXPANDED)
-        for name in layers:
-            linear = model.get_submodule(name)
-            weight: Any = linear.weight
-            scale: Any = linear.weight_scale
-            bias: Any = linear.bias
-            model.set_submodule(name, int8_linear.Int8Linear(weight.data, scale.data, bias))
+        linears: dict[str, Any] = {name: model.get_submodule(name) for name in layers}
+        int8_linear.install(
+            model,
+            {
+                name: int8_linear.Quantized(linear.weight.data, linear.weight_scale.data, linear.bias)
+                for name, linear in linears.items()
+            },
+        )
         require_storage(model, layers, KERNEL_INT8)
         return Applied(int8_linear.NAME)
