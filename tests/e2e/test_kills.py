@@ -59,7 +59,7 @@ def undisturbed(stack: Stack, corpus: Path) -> Callable[[str], dict[str, Any]]:
 
 VICTIMS: dict[str, Callable[[Stack], list[Any]]] = {
     # Ray renames its workers' processes, so a rank is found by its title.
-    "worker": lambda stack: stack.processes("RayTrainWorker")[:1],
+    "worker": lambda stack: stack.processes("TrainWorker")[:1],
     "driver": lambda stack: [p for p in stack.processes("-m slipway_jobs.train") if "python" in p.name()][-1:],
     "operator": lambda stack: stack.processes("-m slipway_operator"),
     "apiserver": lambda stack: stack.processes("slipway_local.apiserver"),
@@ -189,7 +189,7 @@ def test_suspended_and_resumed_with_a_damaged_checkpoint(
     stack.kubectl("patch", "tj", "damaged", "--type=merge", "-p", '{"spec":{"suspend":true}}')
     status = stack.wait("damaged", lambda s: condition(s, "Suspended")[0] == "True", timeout=60)
     assert not stack.processes("slipway_jobs.train")
-    assert not stack.processes("RayTrainWorker")
+    assert not stack.processes("TrainWorker")
     before, newest = sorted((stack.storage(status) / "checkpoints").glob("step-*"))[-2:]
     shard = next(p for p in sorted(newest.iterdir()) if p.suffix == ".distcp")
     content = bytearray(shard.read_bytes())

@@ -91,7 +91,7 @@ def test_delete_stops_the_run_and_frees_everything(stack: Stack, corpus: Path) -
 
 def left_of(stack: Stack, name: str) -> list[str]:
     """Processes of any run, and objects of that job."""
-    found = [str(p) for words in ("slipway_jobs.train", "RayTrainWorker") for p in stack.processes(words)]
+    found = [str(p) for words in ("slipway_jobs.train", "TrainWorker") for p in stack.processes(words)]
     return found + [line for line in stack.kubectl("get", "rayjobs,secrets").splitlines() if f"{name}-1" in line]
 
 

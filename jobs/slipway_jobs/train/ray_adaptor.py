@@ -4,12 +4,12 @@ It is built on DataParallelTrainer with a backend of its own instead of TorchTra
 TorchConfig makes the driver and the controller import torch (4 s of CPU each) only to pass an address around, and
 forms the process group in the controller's call before any rank may import anything else. Here each rank imports
 while the others do and joins the group itself. For the same reason the helpers that a run like ours never uses are
-left out (`_UNUSED_CALLBACKS`, `_FixedWorkers`, `_NoBarrier`), and Ray Train's controller, which Ray puts into an actor,
+left out (`_Trainer`, `_FixedWorkers`, `_NoBarrier`), and Ray Train's controller, which Ray puts into an actor,
 runs in the driver: each is one more Python process that starts before the first step, after the one before it. The
 driver must live for the controller to be of use anyway, and a driver that dies takes its workers with it.
 
 Ray's own checkpoints, retries and reports are not used: checkpoints are the engine's, restarts the driver's, and
-reports go through the mailbox. Importing this file imports ray.train and no torch.
+reports go through the mailbox. Importing this file imports ray.train, but neither torch nor Ray Data.
 """
 
 from __future__ import annotations
@@ -25,22 +25,29 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import ray
-from ray.train import FailureConfig, RunConfig, ScalingConfig
-from ray.train.backend import Backend, BackendConfig
-from ray.train.v2._internal.execution.controller.controller import TrainController
-from ray.train.v2._internal.execution.scaling_policy import FixedScalingPolicy
-from ray.train.v2._internal.execution.worker_group import state as worker_group_state
-from ray.train.v2._internal.execution.worker_group import worker_group
-from ray.train.v2._internal.execution.worker_group.worker_group import WorkerGroup
-from ray.train.v2.api.config import LoggingConfig
-from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
 
-from slipway_api.run import RunSpec
-from slipway_jobs.ray_cluster import worker_resources
-from slipway_jobs.storage import Storage
-from slipway_jobs.train.failures import PEER_LOST, UNEXPECTED, job_error, ray_error
-from slipway_jobs.train.mailbox import Mailbox, Topic
-from slipway_jobs.train.rank_zero import RankZero
+from slipway_jobs.lean_ray_train import lean_ray_train
+
+lean_ray_train()  # before the next line, or it is too late
+
+from ray.train import FailureConfig, RunConfig, ScalingConfig  # noqa: E402
+from ray.train.backend import Backend, BackendConfig  # noqa: E402
+from ray.train.v2._internal.callbacks import AcceleratorSetupCallback, BackendSetupCallback  # noqa: E402
+from ray.train.v2._internal.execution.controller.controller import TrainController  # noqa: E402
+from ray.train.v2._internal.execution.scaling_policy import FixedScalingPolicy  # noqa: E402
+from ray.train.v2._internal.execution.worker_group import state as worker_group_state  # noqa: E402
+from ray.train.v2._internal.execution.worker_group import worker_group  # noqa: E402
+from ray.train.v2._internal.execution.worker_group.worker import RayTrainWorker  # noqa: E402
+from ray.train.v2._internal.execution.worker_group.worker_group import WorkerGroup  # noqa: E402
+from ray.train.v2.api.config import LoggingConfig  # noqa: E402
+from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer  # noqa: E402
+
+from slipway_api.run import RunSpec  # noqa: E402
+from slipway_jobs.ray_cluster import worker_resources  # noqa: E402
+from slipway_jobs.storage import Storage  # noqa: E402
+from slipway_jobs.train.failures import PEER_LOST, UNEXPECTED, job_error, ray_error  # noqa: E402
+from slipway_jobs.train.mailbox import Mailbox, Topic  # noqa: E402
+from slipway_jobs.train.rank_zero import RankZero  # noqa: E402
 
 if TYPE_CHECKING:
     from ray.train.v2._internal.execution.callback import RayTrainCallback
@@ -48,10 +55,6 @@ if TYPE_CHECKING:
 
 # A rank that fails of a broken connection waits this long before it says so: the rank that broke it is heard first.
 _CONSEQUENCE_SECONDS = 3.0
-
-# The cleaner removes placement groups of a dead controller (ours die with the driver's job, and a dead controller ends
-# the attempt); it needs the dashboard as well, and fails where two Ray clusters share a machine. We have no datasets.
-_UNUSED_CALLBACKS = {"PlacementGroupCleanerCallback", "DatasetsCallback"}
 
 
 class _RendezvousBackend(Backend):  # type: ignore[misc] # ray is not typed here
@@ -111,9 +114,15 @@ class _NoBarrier:
         return cls()
 
 
+class TrainWorker(RayTrainWorker):  # type: ignore[misc]
+    """The process of a rank. That its class is of this file has Ray import this file before ray.train."""
+
+
 class _Workers(WorkerGroup):  # type: ignore[misc]
     """The worker group of a controller that is no actor: workers get no handle to it (they would ask it for Ray's own
     checkpoints)."""
+
+    _worker_cls = TrainWorker
 
     def _init_train_context_on_workers(
         self, workers: list[Any], sync_actor: Any, train_context_args: dict[str, list[Any]]
@@ -149,7 +158,11 @@ def _leave_barrier_out() -> None:
 
 class _Trainer(DataParallelTrainer):  # type: ignore[misc]
     def _create_default_callbacks(self) -> list[RayTrainCallback]:
-        return [c for c in super()._create_default_callbacks() if type(c).__name__ not in _UNUSED_CALLBACKS]
+        """Of Ray's own those that set up the ranks. We have no datasets; and the cleaner of a dead controller's
+        placement groups (ours die with the driver's job, and a dead controller ends the attempt) needs the dashboard,
+        and fails where two Ray clusters share a machine."""
+        backend = self.backend_config
+        return [AcceleratorSetupCallback(backend, self.scaling_config), BackendSetupCallback(backend)]
 
     def _initialize_and_run_controller(self, **options: Any) -> Any:
         _leave_barrier_out()

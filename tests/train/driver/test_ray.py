@@ -163,7 +163,7 @@ def test_a_small_job_ends_with_model_log_metrics_and_reports(undisturbed: Undist
 
 def test_no_process_starts_that_the_run_does_not_need(undisturbed: Undisturbed) -> None:
     """Each costs more than a second of the time to the first step: see ray_adaptor.py."""
-    assert undisturbed.actors == ["RayTrainWorker", "RayTrainWorker"]
+    assert undisturbed.actors == ["TrainWorker", "TrainWorker"]
 
 
 def test_a_run_that_has_succeeded_before_returns_at_once(ray: RayHead, undisturbed: Undisturbed) -> None:
@@ -256,6 +256,6 @@ def test_a_cluster_that_does_not_answer(tmp_path: Path, operator: Operator) -> N
 
 def wait_until_no_workers(ray: RayHead, timeout: float = 20) -> None:
     deadline = time.monotonic() + timeout
-    while workers := ray.actors_of("RayTrainWorker"):
+    while workers := ray.actors_of("TrainWorker"):
         assert time.monotonic() < deadline, workers
         time.sleep(0.1)
