@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 import pytest
 
 from slipway_cli.main import main
-from slipway_local.apiserver import ApiServer
+from slipway_local.apiserver.server import ApiServer
 from slipway_operator.kube.client import Client
 from slipway_operator.kube.config import load_config
 from slipway_operator.kube.resource import EVENTS, TRAINJOBS, Json

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from slipway_api import conditions as c
-from slipway_local.apiserver import ApiServer
+from slipway_local.apiserver.server import ApiServer
 from slipway_operator.app import Operator
 from slipway_operator.config import LeaderElectionConfig, MetricsConfig, OperatorConfig, ReportsConfig, StorageConfig
 from slipway_operator.kube.client import Client

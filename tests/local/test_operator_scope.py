@@ -14,7 +14,7 @@ import pytest
 import yaml
 
 from slipway_api.run import RUN_ENV
-from slipway_local.apiserver import ApiServer
+from slipway_local.apiserver.server import ApiServer
 from slipway_operator.app import Operator
 from slipway_operator.config import load
 from slipway_operator.kube.client import Client

@@ -3,7 +3,3 @@
 It follows kube-apiserver wherever it serves something at all; docs/local-control-plane.md lists what it leaves out.
 It schedules nothing, runs no controller but garbage collection, and admits one user: whoever holds the token.
 """
-
-from slipway_local.apiserver.server import ApiServer
-
-__all__ = ["ApiServer"]

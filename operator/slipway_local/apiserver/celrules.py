@@ -12,11 +12,9 @@ from datetime import UTC, datetime
 from itertools import pairwise
 from typing import Any
 
-import cel
-from cel import stdlib
-
 from slipway_local.apiserver import errors
 from slipway_local.apiserver.errors import FieldError
+from slipway_local.apiserver.lean_cel import cel, stdlib
 from slipway_local.apiserver.schema import MISSING, Node, RuleSource, SchemaError
 from slipway_local.apiserver.validation import correlate
 

@@ -12,7 +12,7 @@ import aiohttp
 import orjson
 import pytest
 
-from slipway_local.apiserver import ApiServer
+from slipway_local.apiserver.server import ApiServer
 
 from ...kube.conformance.api import WIDGET_CRD, Client  # noqa: TID252 - `tests` is no package to import from
 

@@ -20,8 +20,7 @@ import orjson
 import pytest
 import yaml
 
-from slipway_local.apiserver import ApiServer
-from slipway_local.apiserver.server import StateDirInUseError
+from slipway_local.apiserver.server import ApiServer, StateDirInUseError
 from slipway_local.apiserver.storage import StorageError
 
 CONFIG_MAPS = "/api/v1/namespaces/default/configmaps"

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from slipway_local.apiserver import ApiServer
+from slipway_local.apiserver.server import ApiServer
 
 CONFIG_MAPS = "/api/v1/namespaces/default/configmaps"
 
