@@ -25,6 +25,7 @@ class EngineLoads:
     def __init__(self, registry: CollectorRegistry, *, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
         self._heard: dict[tuple[str, str], float] = {}
+        self._of: dict[tuple[str, str], list[tuple[str, Gauge]]] = {}  # looking gauges up costs more than to set them
         labels = ["version", "replica"]
         self._gauges = {key: Gauge(name, words, labels, registry=registry) for key, (name, words) in _GAUGES.items()}
 
@@ -32,13 +33,16 @@ class EngineLoads:
         """A replica has said how busy it is."""
         which = (version, str(load["replica"]))
         self._heard[which] = self._clock()
-        for key, gauge in self._gauges.items():
-            gauge.labels(*which).set(load[key])
+        gauges = self._of.get(which)
+        if gauges is None:
+            gauges = self._of[which] = [(key, gauge.labels(*which)) for key, gauge in self._gauges.items()]
+        for key, gauge in gauges:
+            gauge.set(load[key])
 
     def forget_silent(self) -> None:
         """Before somebody reads: without those that have not been heard of for long."""
         since = self._clock() - _SILENCE_SECONDS
         for which in [which for which, at in self._heard.items() if at < since]:
-            del self._heard[which]
+            del self._heard[which], self._of[which]
             for gauge in self._gauges.values():
                 gauge.remove(*which)

@@ -54,6 +54,14 @@ class Recent:
 
 @dataclass
 class _Version:
+    """What is counted of a version; its metrics are looked up once, since that costs more than to count."""
+
+    ongoing: Gauge
+    prompt: Counter
+    made: Counter
+    until_first: Histogram
+    between: Histogram
+    whole: Histogram
     requests: int = 0
     errors: int = 0
     tokens: int = 0
@@ -89,7 +97,17 @@ class Statistics:
         self.engines = EngineLoads(self.registry)
 
     def _of(self, version: str) -> _Version:
-        return self._versions.setdefault(version, _Version())
+        known = self._versions.get(version)
+        if known is None:
+            known = self._versions[version] = _Version(
+                ongoing=self._ongoing.labels(version),
+                prompt=self._prompt.labels(version),
+                made=self._tokens.labels(version),
+                until_first=self._first.labels(version),
+                between=self._between.labels(version),
+                whole=self._whole.labels(version),
+            )
+        return known
 
     def weighted(self, weights: dict[str, int]) -> None:
         """These versions are served now, with these weights."""
@@ -99,34 +117,35 @@ class Statistics:
 
     def began(self, version: str) -> None:
         """A request goes to this version."""
-        self._ongoing.labels(version).inc()
+        self._of(version).ongoing.inc()
 
     def first(self, version: str, seconds: float, prompt_tokens: int) -> None:
         """Its first token is there."""
-        self._of(version).first_token.add(seconds)
-        self._first.labels(version).observe(seconds)
-        self._prompt.labels(version).inc(prompt_tokens)
+        counted = self._of(version)
+        counted.first_token.add(seconds)
+        counted.until_first.observe(seconds)
+        counted.prompt.inc(prompt_tokens)
 
     def left(self, version: str) -> None:
         """Whoever asked was gone before the version said anything: nothing can be said of it."""
-        self._ongoing.labels(version).dec()
+        self._of(version).ongoing.dec()
         self._requests.labels(version, "499").inc()
 
     def ended(self, version: str, status: int, seconds: float, tokens: int, first_seconds: float | None) -> None:
         """A request has ended. Errors are those of the server: the client's own say nothing about a version."""
-        self._ongoing.labels(version).dec()
-        self._requests.labels(version, str(status)).inc()
         counted = self._of(version)
+        counted.ongoing.dec()
+        self._requests.labels(version, str(status)).inc()
         if status >= 500 or status < 400:
             counted.requests += 1
         counted.errors += status >= 500
         if status < 400:
             counted.tokens += tokens
             counted.latency.add(seconds)
-            self._tokens.labels(version).inc(tokens)
-            self._whole.labels(version).observe(seconds)
+            counted.made.inc(tokens)
+            counted.whole.observe(seconds)
             if first_seconds is not None and tokens > 1:
-                self._between.labels(version).observe((seconds - first_seconds) / (tokens - 1))
+                counted.between.observe((seconds - first_seconds) / (tokens - 1))
 
     def cold_start(self, version: str, seconds: float, *, born: float) -> None:
         """A request has waited so long for a replica that was born (by a clock of this process) meanwhile.

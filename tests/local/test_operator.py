@@ -71,7 +71,7 @@ async def cluster(tmp_path: Path) -> AsyncIterator[Cluster]:
         leader_election=LeaderElectionConfig(enabled=False),
     )
     async with ApiServer(tmp_path / "apiserver") as server:
-        connection = await load_config(str(server.kubeconfig_path), None)
+        connection = await load_config(str(server.entrance.kubeconfig), None)
         operator = asyncio.create_task(Operator(config, connection).run())
         async with Client(connection) as client:
             yield Cluster(client)

@@ -44,8 +44,8 @@ async def operator_on(directory: Path, **config: Any) -> AsyncIterator[Client]:
     }
     (directory / "operator.yaml").write_text(yaml.safe_dump(document))
     async with ApiServer(directory / "state") as server:
-        (directory / "ca.crt").write_bytes(server.ca)  # any CA will do: nothing here reports
-        connection = await load_config(str(server.kubeconfig_path))
+        (directory / "ca.crt").write_bytes(server.entrance.ca)  # any CA will do: nothing here reports
+        connection = await load_config(str(server.entrance.kubeconfig))
         operator = Operator(load(directory / "operator.yaml"), connection)
         async with Client(connection) as client:
             for name in ("a", "b", "c"):

@@ -9,9 +9,12 @@ import logging
 import signal
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from slipway_local.apiserver.server import StateDirInUseError, serve
-from slipway_local.apiserver.storage import StorageError
+from slipway_local.apiserver.entrance import Entrance, StateDirInUseError, entrance
+
+if TYPE_CHECKING:
+    from slipway_local.apiserver.server import ApiServer
 
 
 def main() -> int:
@@ -22,28 +25,34 @@ def main() -> int:
     arguments = parser.parse_args()
     logging.basicConfig(level=logging.INFO, stream=sys.stderr, format="%(asctime)s %(levelname)s %(name)s %(message)s")
     try:
-        asyncio.run(_run(arguments.state_dir, arguments.port))
-    except (StateDirInUseError, StorageError, OSError) as failure:
+        with entrance(arguments.state_dir, arguments.port) as opened:
+            # A second's work, and others look for the kubeconfig.
+            from slipway_local.apiserver import server, storage  # noqa: PLC0415
+
+            try:
+                asyncio.run(_serve(server.ApiServer(opened), opened))
+            except storage.StorageError as failure:
+                sys.stderr.write(f"{failure}\n")
+                return 1
+    except (StateDirInUseError, OSError) as failure:
         sys.stderr.write(f"{failure}\n")
         return 1
     return 0
 
 
-async def _run(state_dir: Path, port: int) -> None:
+async def _serve(server: ApiServer, opened: Entrance) -> None:
     stop = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
-
-    def announce(url: str) -> None:
+    async with server:
         # What is here now stays: the collector need not look at it again and again.
         gc.collect()
         gc.freeze()
         # A request makes thousands of small objects that reference counting frees: look for cycles less often.
         gc.set_threshold(20_000, 20, 50)
-        sys.stdout.write(f"{url}\n")
+        sys.stdout.write(f"{opened.url}\n")
         sys.stdout.flush()
-
-    await serve(state_dir, port, stop, announce)
+        await stop.wait()
 
 
 if __name__ == "__main__":

@@ -1,17 +1,13 @@
-"""The API server's life: open the state, install what every server has, listen on loopback, write the kubeconfig, stop.
+"""The API server's life: open the state, install what every server has, answer whoever comes in, stop.
 
 The state directory belongs to one process at a time; a lock says so. The port is kept across restarts, so clients that
-lost their server find the next one.
+lost their server find the next one (entrance.py).
 """
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
-import fcntl
 import logging
-import os
-import socket
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -21,10 +17,10 @@ from typing import Any
 from aiohttp import web
 
 from slipway_api.crd import crds as slipway_crds
-from slipway_local.apiserver import credentials
 from slipway_local.apiserver.builtin import builtin_kinds, initial_objects
 from slipway_local.apiserver.codec import same
 from slipway_local.apiserver.crds import kinds_of
+from slipway_local.apiserver.entrance import BACKLOG, Entrance, entrance
 from slipway_local.apiserver.errors import ApiError
 from slipway_local.apiserver.handlers import Api
 from slipway_local.apiserver.housekeeping import Housekeeping
@@ -40,41 +36,29 @@ from slipway_local.apiserver.watch import Watcher
 log = logging.getLogger(__name__)
 
 _INSTALLER = "slipway-local"
-_BACKLOG = 1024
-
-
-class StateDirInUseError(Exception):
-    """Another process serves from this state directory."""
 
 
 class ApiServer:
     """An API server on 127.0.0.1 that keeps everything in one directory.
 
-    `port=0` takes the port that the directory had before, if it is free, else any. Raises StateDirInUseError,
-    StorageError, or OSError where an explicit port is taken.
+    It is given the directory, or an entrance to it that is open already. Raises StorageError, and what `entrance` does.
     """
 
     def __init__(
         self,
-        state_dir: Path | str,
-        port: int = 0,
+        where: Path | Entrance,
         *,
         crds: list[dict[str, Any]] | None = None,
         clock: Callable[[], float] = time.time,
         history_limit: int = 8192,
         bookmark_seconds: float = 30.0,
     ) -> None:
-        self.state_dir = Path(state_dir)
-        self._asked_port = port
+        self._where = where
         self._crds = [*ray_crds(), *(slipway_crds() if crds is None else crds)]
         self._clock = clock
         self._history_limit = history_limit
         self._bookmark_seconds = bookmark_seconds
         self._stack = contextlib.AsyncExitStack()
-        self.kubeconfig_path = self.state_dir / "kubeconfig"
-        self.url = ""
-        self.token = ""
-        self.ca = b""
 
     async def __aenter__(self) -> ApiServer:
         async with contextlib.AsyncExitStack() as stack:
@@ -88,11 +72,9 @@ class ApiServer:
         await self._stack.aclose()
 
     async def _start(self, stack: contextlib.AsyncExitStack) -> None:
-        self.state_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
-        stack.enter_context(_locked(self.state_dir))
-        self.token = credentials.load_token(self.state_dir)
-        tls, self.ca = credentials.tls_context(self.state_dir)
-        store = Store(self.state_dir / "state.db", clock=self._clock, history_limit=self._history_limit)
+        where = self._where
+        self.entrance = where if isinstance(where, Entrance) else stack.enter_context(entrance(where))
+        store = Store(self.entrance.state_dir / "state.db", clock=self._clock, history_limit=self._history_limit)
         store.open()
         registry = Registry(builtin_kinds())
         definitions = Definitions(store, registry)
@@ -106,17 +88,13 @@ class ApiServer:
         renderer = Renderer(self._clock)
         reader = Reader(store, renderer, self._clock)
         watcher = Watcher(store, renderer, bookmark_seconds=self._bookmark_seconds)
-        api = Api(self.token, registry, self.resources, reader, renderer, watcher)
+        api = Api(self.entrance.token, registry, self.resources, reader, renderer, watcher)
         server = web.Server(api.handle, handler_cancellation=True, access_log=None)
         runner = web.ServerRunner(server, shutdown_timeout=0.2)
         await runner.setup()
         stack.push_async_callback(runner.cleanup)
-        listener = _listen(self.state_dir, self._asked_port)
-        await web.SockSite(runner, listener, ssl_context=tls, backlog=_BACKLOG).start()
-        port = listener.getsockname()[1]
-        credentials.write_private(self.state_dir / "port", str(port).encode())
-        self.url = f"https://127.0.0.1:{port}"
-        credentials.write_private(self.kubeconfig_path, credentials.kubeconfig(self.url, self.ca, self.token))
+        listener, tls = self.entrance.listener, self.entrance.tls
+        await web.SockSite(runner, listener, ssl_context=tls, backlog=BACKLOG).start()
 
     async def _install(self, definitions: Definitions) -> None:
         for plural, obj in initial_objects():
@@ -190,42 +168,3 @@ class Definitions:
                     if not same(obj, item.load()):
                         await self._store.put(resource, obj, item)
         self._changed.clear()
-
-
-@contextlib.contextmanager
-def _locked(state_dir: Path) -> Any:
-    descriptor = os.open(state_dir / "lock", os.O_RDWR | os.O_CREAT, 0o600)
-    try:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise StateDirInUseError(f"{state_dir}: another API server serves from this directory") from None
-        yield
-    finally:
-        os.close(descriptor)
-
-
-def _listen(state_dir: Path, asked: int) -> socket.socket:
-    candidates = [asked]
-    if not asked:
-        with contextlib.suppress(OSError, ValueError):
-            candidates.insert(0, int((state_dir / "port").read_text()))
-    for position, port in enumerate(candidates):
-        listener = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            listener.bind(("127.0.0.1", port))
-        except OSError:
-            listener.close()
-            if position == len(candidates) - 1:
-                raise
-            continue
-        return listener
-    raise AssertionError("unreachable")
-
-
-async def serve(state_dir: Path, port: int, stop: asyncio.Event, announce: Callable[[str], None]) -> None:
-    """Serve until `stop` is set; `announce` gets the URL once requests are answered."""
-    async with ApiServer(state_dir, port) as server:
-        announce(server.url)
-        await stop.wait()

@@ -53,16 +53,18 @@ class _Endpoint:
         guarded = [
             Route(path, self._guarded(handler), methods=methods)
             for path, methods, handler in (
+                ("/v1/chat/completions", ["POST"], self._chat),
+                ("/v1/completions", ["POST"], self._completions),
                 ("/v1/models", ["GET"], self._models),
                 ("/v1/models/{name}", ["GET"], self._model),
-                ("/v1/completions", ["POST"], self._completions),
-                ("/v1/chat/completions", ["POST"], self._chat),
                 ("/v1/embeddings", ["POST"], self._embeddings),
                 ("/v1/feedback", ["POST"], self._feedback),
                 ("/{path:path}", _METHODS, self._nowhere),
             )
         ]
-        return [Route("/healthz", self._healthz), Route("/metrics", self._metrics), *guarded]
+        # They are tried in this order: what is asked for most comes first, what takes every path last.
+        *named, nowhere = guarded
+        return [*named, Route("/healthz", self._healthz), Route("/metrics", self._metrics), nowhere]
 
     # --- what all have in common ----------------------------------------------------------------------------------
 
@@ -170,7 +172,7 @@ class _Endpoint:
         answer = Answer(kind=kind, request_id=request_id, model=router.config.name, created=int(time.time()))
         begun: list[Begun] = []
         try:
-            async with cancelled_by_hang_up(request):
+            async with cancelled_by_hang_up(request.receive):
                 for one in choices:  # one after the other: they begin within milliseconds, and a refusal ends it
                     begun.append(await router.begin(one, request_id))  # noqa: PERF401 - what has begun must be known
                 headers = {"x-slipway-version": begun[0].version}

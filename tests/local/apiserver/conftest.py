@@ -19,10 +19,10 @@ from ...kube.conformance.api import WIDGET_CRD, Client  # noqa: TID252 - `tests`
 
 @contextlib.asynccontextmanager
 async def _connected(server: ApiServer) -> AsyncIterator[Client]:
-    context = ssl.create_default_context(cadata=server.ca.decode())
-    headers = {"Authorization": f"Bearer {server.token}", "User-Agent": "tester/1"}
+    context = ssl.create_default_context(cadata=server.entrance.ca.decode())
+    headers = {"Authorization": f"Bearer {server.entrance.token}", "User-Agent": "tester/1"}
     connector = aiohttp.TCPConnector(ssl=context, limit=200)
-    async with aiohttp.ClientSession(server.url, headers=headers, connector=connector) as session:
+    async with aiohttp.ClientSession(server.entrance.url, headers=headers, connector=connector) as session:
         yield Client(session)
 
 

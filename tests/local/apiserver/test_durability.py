@@ -20,7 +20,8 @@ import orjson
 import pytest
 import yaml
 
-from slipway_local.apiserver.server import ApiServer, StateDirInUseError
+from slipway_local.apiserver.entrance import StateDirInUseError, entrance
+from slipway_local.apiserver.server import ApiServer
 from slipway_local.apiserver.storage import StorageError
 
 CONFIG_MAPS = "/api/v1/namespaces/default/configmaps"
@@ -149,9 +150,9 @@ async def test_a_restart_shows_the_same_world(
         await api.make(api.widget("a", label="abc"))
         await api.merge(f"{api.widgets}/a/status", {"status": {"state": "up"}})
         before = (await api.get(api.widgets)).body
-        first = (server.url, server.token, server.kubeconfig_path.read_bytes())
+        first = (server.entrance.url, server.entrance.token, server.entrance.kubeconfig.read_bytes())
     async with ApiServer(tmp_path, crds=[widget_crd]) as server, connect(server) as api:
-        assert (server.url, server.token, server.kubeconfig_path.read_bytes()) == first
+        assert (server.entrance.url, server.entrance.token, server.entrance.kubeconfig.read_bytes()) == first
         assert (await api.get(api.widgets)).body == before
 
 
@@ -179,13 +180,27 @@ async def test_files_are_private_and_the_kubeconfig_works(tmp_path: Path) -> Non
         for name in ("token", "kubeconfig", "tls.key", "state.db", "lock"):
             assert stat.S_IMODE((state / name).stat().st_mode) == 0o600, name
         assert stat.S_IMODE(state.stat().st_mode) == 0o700
-        config = yaml.safe_load(server.kubeconfig_path.read_text())
+        config = yaml.safe_load(server.entrance.kubeconfig.read_text())
         assert config["current-context"] == "slipway-local"
         assert config["contexts"][0]["context"]["namespace"] == "default"
-        assert config["clusters"][0]["cluster"]["server"] == server.url
-        assert server.url.startswith("https://127.0.0.1:")
-        async with session(state, server.url) as client, client.get("/api/v1/namespaces/default") as response:
+        assert config["clusters"][0]["cluster"]["server"] == server.entrance.url
+        assert server.entrance.url.startswith("https://127.0.0.1:")
+        async with session(state, server.entrance.url) as client, client.get("/api/v1/namespaces/default") as response:
             assert response.status == 200
+
+
+async def test_who_comes_before_the_server_waits_for_it(tmp_path: Path) -> None:
+    async def ask() -> int:
+        async with session(tmp_path, opened.url) as client, client.get("/api/v1/namespaces/default") as response:
+            return response.status
+
+    with entrance(tmp_path) as opened:
+        asked = asyncio.create_task(ask())
+        assert await asyncio.wait({asked}, timeout=0.3) == (set(), {asked})
+        async with ApiServer(opened):
+            assert await asyncio.wait_for(asked, 5) == 200
+    with pytest.raises(aiohttp.ClientConnectorError):
+        await ask()
 
 
 async def test_one_server_per_directory(tmp_path: Path) -> None:
