@@ -11,18 +11,17 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import contextlib
-import fcntl
 import logging
 import os
 import random
 import signal
 import sys
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 from slipway_local.down import stop_everything
 from slipway_local.layout import Layout
+from slipway_local.lock import locked
 from slipway_local.machine import detect
 from slipway_local.parts import (
     OPERATOR,
@@ -66,7 +65,7 @@ class Supervisor:
         """Until SIGTERM or SIGINT; then everything is ended. Raises AlreadyRunning."""
         self._layout.state_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
         self._layout.logs.mkdir(exist_ok=True, mode=0o700)
-        with _locked(self._layout.lock):
+        with locked(self._layout.lock, AlreadyRunning(f"another supervisor holds {self._layout.lock}")):
             me = ProcessRef.of(os.getpid())
             assert me is not None
             write_json(self._layout.supervisor, me.to_json())
@@ -210,19 +209,6 @@ def _runs(ref: ProcessRef, modules: set[str]) -> bool:
     except OSError:
         return False
     return "-m" in words[:4] and any(word in modules for word in words[:5])
-
-
-@contextlib.contextmanager
-def _locked(path: Path) -> Any:
-    file: IO[str] = path.open("a")
-    try:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            raise AlreadyRunning(f"another supervisor holds {path}") from None
-        yield
-    finally:
-        file.close()
 
 
 def main() -> int:

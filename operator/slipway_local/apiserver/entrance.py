@@ -7,8 +7,6 @@ starts meanwhile, and a connection waits in the kernel until the server takes it
 from __future__ import annotations
 
 import contextlib
-import fcntl
-import os
 import socket
 import ssl
 from collections.abc import Iterator
@@ -16,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from slipway_local.apiserver import credentials
+from slipway_local.lock import locked
 
 BACKLOG = 1024
 
@@ -48,7 +47,8 @@ def entrance(state_dir: Path, port: int = 0) -> Iterator[Entrance]:
     Raises StateDirInUseError; OSError where an explicit port is taken.
     """
     state_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
-    with _locked(state_dir):
+    in_use = StateDirInUseError(f"{state_dir}: another API server serves from this directory")
+    with locked(state_dir / "lock", in_use):
         token = credentials.load_token(state_dir)
         tls, ca = credentials.tls_context(state_dir)
         with _listener(state_dir, port) as listener:
@@ -58,19 +58,6 @@ def entrance(state_dir: Path, port: int = 0) -> Iterator[Entrance]:
             credentials.write_private(state_dir / "port", str(taken).encode())
             credentials.write_private(opened.kubeconfig, credentials.kubeconfig(opened.url, ca, token))
             yield opened
-
-
-@contextlib.contextmanager
-def _locked(state_dir: Path) -> Iterator[None]:
-    descriptor = os.open(state_dir / "lock", os.O_RDWR | os.O_CREAT, 0o600)
-    try:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise StateDirInUseError(f"{state_dir}: another API server serves from this directory") from None
-        yield
-    finally:
-        os.close(descriptor)
 
 
 def _listener(state_dir: Path, asked: int) -> socket.socket:

@@ -7,20 +7,20 @@ owner that was killed is ended before anything starts: two API servers must not 
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import os
 import signal
 import subprocess
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import IO, Self
+from typing import Self
 from urllib.parse import quote
 
 from slipway_local.kubernetes import binaries, definitions, kubeconfigs, programs
 from slipway_local.kubernetes.admin_client import AdminClient, AdminError
 from slipway_local.kubernetes.binaries import API_SERVER, CONTROLLER_MANAGER, ETCD, SERVERS
 from slipway_local.kubernetes.programs import Files, Options
+from slipway_local.lock import locked
 from slipway_local.machine import memory_limit
 from slipway_local.processes import ProcessRef, read_json, write_json
 
@@ -49,7 +49,7 @@ class ControlPlane:
         self._programs = {name: binaries.find(name) for name in SERVERS}
         self._files: Files | None = None
         self._running: dict[str, subprocess.Popen[bytes]] = {}
-        self._lock: IO[str] | None = None
+        self._lock = contextlib.ExitStack()
 
     def __enter__(self) -> Self:
         self.start()
@@ -118,12 +118,8 @@ class ControlPlane:
         """Starts all of it and returns when it is ready, definitions included."""
         deadline = time.monotonic() + _READY_SECONDS
         self.directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-        self._lock = (self.directory / "lock").open("a")
-        try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            self._lock.close()
-            raise ControlPlaneError(f"another process serves from {self.directory}") from None
+        in_use = ControlPlaneError(f"another process serves from {self.directory}")
+        self._lock.enter_context(locked(self.directory / "lock", in_use))
         try:
             self._end_left_over()
             self._files = Files(self.directory)
@@ -149,8 +145,7 @@ class ControlPlane:
             if process is not None:
                 _end(process, _GRACE[name])
         (self.directory / "processes.json").unlink(missing_ok=True)
-        if self._lock is not None:
-            self._lock.close()
+        self._lock.close()
 
     def ended(self) -> str | None:
         """The name of a program that has ended without being asked to, or None."""
