@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -14,6 +15,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import psutil
+
+from slipway_local.processes import marked
+from slipway_local.ray_runner.head import HEAD_MARK
 
 
 class RayHead:
@@ -27,8 +31,10 @@ class RayHead:
             "RAY_AUTH_MODE": "token",
             "RAY_AUTH_TOKEN": hashlib.sha256(os.urandom(16)).hexdigest(),
             "RAY_USAGE_STATS_ENABLED": "0",
+            "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",  # or Ray listens on the machine's outward address
             "RAY_ADDRESS": f"127.0.0.1:{port}",
             "OMP_NUM_THREADS": "1",
+            HEAD_MARK: self._folder.name,
             "HF_HUB_OFFLINE": "1",
         }
         """For processes that are to find it."""
@@ -41,6 +47,13 @@ class RayHead:
         log = Path(self._folder.name, "head.log")
         with log.open("wb") as stream:
             self._head = subprocess.Popen(command, env=starting, stdout=stream, stderr=subprocess.STDOUT)
+        try:
+            self._wait(log)
+        except BaseException:
+            self.close()
+            raise
+
+    def _wait(self, log: Path) -> None:
         deadline = time.monotonic() + 90
         while "Ray runtime started" not in (said := log.read_text()):
             assert self._head.poll() is None, said
@@ -78,9 +91,13 @@ class RayHead:
 
     def close(self) -> None:
         """SIGKILL, by pid: a head that drains takes half a minute."""
-        for process in [*psutil.Process(self._head.pid).children(recursive=True), psutil.Process(self._head.pid)]:
-            with contextlib.suppress(psutil.Error):
-                process.kill()
+        with contextlib.suppress(psutil.Error):
+            for process in psutil.Process(self._head.pid).children(recursive=True):
+                with contextlib.suppress(psutil.Error):
+                    process.kill()
+        for left in marked(HEAD_MARK, self._folder.name):  # by a head that has ended itself
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(left.pid, signal.SIGKILL)
         self._head.wait(timeout=10)
         self._folder.cleanup()
 

@@ -248,16 +248,17 @@ class Runner:
         if info is None or not is_of(job, info):
             return await self._unknown(job, rayjob, info)
         self._follow(job, job_id)
-        if info.terminal:
-            job.pump()
-            rayjob = await self._write(rayjob, st.ended(status, info, self._now()))
-            return await self._finished(job, rayjob)
         left = self._deadline_left(job, status)
-        if left is not None and left <= 0:
+        # STOPPED: by us, before a crash or a lost answer kept us from writing why.
+        if left is not None and left <= 0 and (not info.terminal or info.status == "STOPPED"):
             assert job.request is not None
             await self._runs.end(job, job_id)
             message = f"the job was stopped, because activeDeadlineSeconds ({job.request.deadline} s) have passed"
             return await self._fail(job, rayjob, st.DEADLINE_EXCEEDED, message, job_status="STOPPED")
+        if info.terminal:
+            job.pump()
+            rayjob = await self._write(rayjob, st.ended(status, info, self._now()))
+            return await self._finished(job, rayjob)
         await self._write(rayjob, st.submitted(status, info))
         return RequeueAfter(_CHECK_RUNNING if left is None else min(_CHECK_RUNNING, left))
 

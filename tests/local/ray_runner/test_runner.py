@@ -20,6 +20,7 @@ import pytest
 
 from slipway_local.processes import ProcessRef, marked
 from slipway_local.ray_runner.head import HEAD_MARK, HeadOptions, RayHead
+from slipway_local.ray_runner.jobs_api import JobsApi
 from slipway_local.ray_runner.translate import MARK
 from slipway_operator.kube.client import Client
 from slipway_operator.kube.config import load_config
@@ -293,6 +294,20 @@ async def test_deadline(cluster: Cluster) -> None:
     status = await cluster.end("slow")
     assert (status["jobDeploymentStatus"], status["reason"]) == ("Failed", "DeadlineExceeded")
     assert "activeDeadlineSeconds (3 s)" in status["message"]
+    assert without_watcher(processes_of(status)) == []
+
+
+async def test_a_runner_that_dies_at_the_deadline_says_so_afterwards(cluster: Cluster) -> None:
+    await cluster.create(rayjob("late", "echo begin; sleep 600", activeDeadlineSeconds=6))
+    status = await cluster.running("late")
+    cluster.world.kill_runner()  # between the stop and the status that tells why
+    api = JobsApi(cluster.world.ray["url"], cluster.world.token)
+    await api.stop(status["jobId"])
+    await api.close()
+    await asyncio.sleep(6)
+    cluster.world.start_runner()
+    status = await cluster.end("late")
+    assert (status["jobDeploymentStatus"], status["reason"]) == ("Failed", "DeadlineExceeded")
     assert without_watcher(processes_of(status)) == []
 
 
