@@ -158,7 +158,8 @@ def _leave_barrier_out() -> None:
 
 class _Trainer(DataParallelTrainer):  # type: ignore[misc]
     def _create_default_callbacks(self) -> list[RayTrainCallback]:
-        """Of Ray's own those that set up the ranks. We have no datasets; and the cleaner of a dead controller's
+        """Of Ray's own those that set up the ranks, whatever its variables say: a run's metrics are ours, and relative
+        paths of a manifest mean the same everywhere. We have no datasets; and the cleaner of a dead controller's
         placement groups (ours die with the driver's job, and a dead controller ends the attempt) needs the dashboard,
         and fails where two Ray clusters share a machine."""
         backend = self.backend_config

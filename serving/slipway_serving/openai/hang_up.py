@@ -1,8 +1,8 @@
 """Clients that go away: what was begun for them is ended at once, whichever way they notice or we do.
 
 Servers say `http.disconnect` to whoever asks, and go on. Nobody asks while an answer is awaited as a whole. Starlette
-does while it streams, with a group of tasks that costs more than all else between a piece and the socket; and it leaves
-a stream that it never began to read.
+does while it streams, with a group of tasks for each answer, where one task will do; and it leaves a stream that it
+never began to read.
 """
 
 from __future__ import annotations
